@@ -1,0 +1,94 @@
+# `make` lists what there is. Every target does its own set-up.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BENCH_JSON ?= $(VENV)/bench.json
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CPP := $(wildcard csrc/*.cpp csrc/*.h)
+SOURCES := deepclust tests setup.py $(wildcard benches experiments docs)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types layers doctest format bench bench-quick docs clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make the virtual environment and build the extension (at once, when up to date)
+	@:
+
+$(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(CPP)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and \
+		"deepclust needs Python 3.10 or newer; $(PYTHON) is %d.%d. Try: make PYTHON=python3.12" % v[:2])'
+	@echo "setup: installing deepclust and its tools into $(VENV) (some minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install -qq -c $(CONSTRAINTS) -e '.[dev]'
+	@$(BIN)/python -c 'import torch, deepclust._C' 2>/dev/null || \
+		echo 'setup: no C++ extension (is there a g++?); deepclust works without it, with backend="eager"'
+	@touch $@
+
+demo: setup  ## cluster the handwritten digits that scikit-learn carries; writes demo-report/report.html
+	@echo "demo: deep clustering of 1,797 handwritten digits"
+	@$(BIN)/python -m deepclust fit digits --n-clusters 10 --out demo-report --overwrite
+
+test: lint types layers doctest  ## every check: lint, types, imports, examples, tests three times over
+	@$(BIN)/python -c 'import torch, deepclust._C' || \
+		{ echo "test: the extension is not built; make test checks it too and needs a C++ compiler"; exit 1; }
+	@echo "test: with the extension"
+	@$(BIN)/python -m pytest -q
+	@echo "test: with the extension absent"
+	@DEEPCLUST_TEST_BLOCK=deepclust._C $(BIN)/python -m pytest -q
+	@echo "test: with triton blocked"
+	@DEEPCLUST_TEST_BLOCK=triton $(BIN)/python -m pytest -q
+
+lint: setup  ## ruff and clang-format, checking only
+	@echo "lint: ruff, clang-format"
+	@$(BIN)/ruff check -q $(SOURCES)
+	@$(BIN)/ruff format -q --check $(SOURCES)
+	@$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+types: setup  ## mypy --strict on the package
+	@echo "types: mypy"
+	@$(BIN)/mypy --no-error-summary
+
+layers: setup  ## which module may import which
+	@echo "layers: import-linter"
+	@$(BIN)/lint-imports --no-cache --no-logo >$(VENV)/layers.log 2>&1 || { cat $(VENV)/layers.log; exit 1; }
+
+doctest: setup  ## run the examples of the docstrings
+	@echo "doctest: examples"
+	@$(BIN)/python -m pytest -q --doctest-modules --ignore-glob='*/_triton.py' deepclust
+
+format: setup  ## rewrite the sources in the common style
+	@$(BIN)/ruff check -q --fix-only $(SOURCES)
+	@$(BIN)/ruff format -q $(SOURCES)
+	@$(BIN)/clang-format -i $(CPP)
+
+$(VENV)/.bench: $(STAMP)
+	@echo "bench: installing the peers"
+	@$(PIP) install -qq -c $(CONSTRAINTS) -e '.[bench]'
+	@touch $@
+
+bench: $(VENV)/.bench  ## time every primitive and its peers at full size, and print one table
+	@echo "bench: full size"
+	@THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m pytest -q benches --benchmark-only \
+		--benchmark-columns=median --benchmark-json=$(BENCH_JSON) >$(VENV)/bench.log || { cat $(VENV)/bench.log; exit 1; }
+	@$(BIN)/python benches/table.py $(BENCH_JSON)
+
+bench-quick: $(VENV)/.bench  ## the same on small shapes, to see that every bench runs
+	@echo "bench: small shapes"
+	@DEEPCLUST_BENCH_QUICK=1 $(BIN)/python -m pytest -q benches --benchmark-only \
+		--benchmark-columns=median --benchmark-json=$(BENCH_JSON) >$(VENV)/bench.log || { cat $(VENV)/bench.log; exit 1; }
+	@$(BIN)/python benches/table.py $(BENCH_JSON)
+
+docs: setup  ## build the documentation into site/
+	@echo "docs: building site/"
+	@$(PIP) install -qq -c $(CONSTRAINTS) -e '.[docs]'
+	@$(BIN)/mkdocs build -q --strict
+
+clean:  ## remove the virtual environment and everything built
+	@rm -rf $(VENV) build dist site demo-report *.egg-info .mypy_cache .pytest_cache .ruff_cache \
+		.hypothesis .benchmarks .import_linter_cache deepclust/_C*.so
+	@find deepclust tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,130 @@
+"""Checks that all primitives share: an error names the argument, what it got and what it takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_HALF = (torch.float16, torch.bfloat16)
+_FLOATS = (torch.float32, torch.float64, *_HALF)
+
+
+def check_matrix(name: str, value: object, n_columns: int | None = None) -> None:
+    """Require a floating-point tensor (N, D), with D as given."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}; it takes a torch.Tensor (N, D)")
+    if value.dtype not in _FLOATS:
+        raise TypeError(f"{name}: got {value.dtype}; it takes a floating-point tensor")
+    if value.ndim != 2:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}; it takes two dimensions, (N, D)")
+    if value.shape[1] == 0:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}; it takes at least one column")
+    if n_columns is not None and value.shape[1] != n_columns:
+        raise ValueError(
+            f"{name}: got {value.shape[1]} columns (shape {tuple(value.shape)});"
+            f" it takes {n_columns}"
+        )
+
+
+def check_clusters(name: str, value: object, n_columns: int | None = None) -> None:
+    """Require a floating-point tensor (K, D) with K at least 1."""
+    check_matrix(name, value, n_columns)
+    assert isinstance(value, Tensor)
+    if value.shape[0] == 0:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}; it takes at least one cluster")
+
+
+def check_vector(name: str, value: object, length: int) -> None:
+    """Require a floating-point tensor (length,)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}; it takes a torch.Tensor ({length},)")
+    if value.dtype not in _FLOATS:
+        raise TypeError(f"{name}: got {value.dtype}; it takes a floating-point tensor")
+    if value.ndim != 1 or value.shape[0] != length:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}; it takes ({length},)")
+
+
+def check_probabilities(name: str, value: object, shape: tuple[int, int] | None = None) -> None:
+    """Require a floating-point tensor (N, K), K at least 1, of `shape` if that is given."""
+    check_matrix(name, value)
+    assert isinstance(value, Tensor)
+    if shape is not None and value.shape != shape:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}; it takes {tuple(shape)}")
+
+
+def check_labels(name: str, value: object, n: int) -> None:
+    """Require an int64 tensor (n,)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name}: got {type(value).__name__}; it takes an int64 torch.Tensor ({n},)"
+        )
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name}: got {value.dtype}; it takes torch.int64")
+    if value.ndim != 1 or value.shape[0] != n:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}; it takes ({n},)")
+
+
+def check_together(**tensors: Tensor | None) -> None:
+    """Require one device, and float64 nowhere or everywhere (half types go with float32)."""
+    check_same_device(**tensors)
+    given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    first_name, first = given[0]
+    for name, tensor in given[1:]:
+        if (tensor.dtype == torch.float64) != (first.dtype == torch.float64):
+            raise TypeError(f"{name}: got {tensor.dtype}; {first_name} has {first.dtype}")
+
+
+def check_same_device(**tensors: Tensor | None) -> None:
+    """Require one device."""
+    given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    first_name, first = given[0]
+    for name, tensor in given[1:]:
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{name}: got device {tensor.device}; {first_name} is on {first.device}"
+            )
+
+
+def check_label_range(name: str, value: Tensor, n_clusters: int) -> None:
+    """Require labels from 0 to K - 1."""
+    if value.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(value))
+    if low < 0 or high >= n_clusters:
+        found = low if low < 0 else high
+        raise ValueError(f"{name}: got {found}; it takes labels from 0 to {n_clusters - 1}")
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums and products are computed in: at least float32."""
+    return torch.float32 if dtype in _HALF else dtype
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Require finite values; the error names the first bad row. Reads the tensor once."""
+    # A sum is NaN or Inf if any term is, and costs no boolean copy; only a hit looks closer.
+    if value.numel() == 0 or bool(torch.isfinite(value.sum())):
+        return
+    finite = torch.isfinite(value)
+    if bool(finite.all()):
+        return  # finite values whose sum overflowed
+    bad = ~finite.reshape(value.shape[0], -1).all(1) if value.ndim else ~finite.reshape(1)
+    bad_row(name, int(bad.nonzero()[0]))
+
+
+def check_nonnegative(name: str, value: Tensor) -> None:
+    """Require finite values of at least 0; the error names the first bad row."""
+    check_finite(name, value)
+    if value.numel() and bool(value.min() < 0):
+        row = int((value < 0).reshape(value.shape[0], -1).any(1).nonzero()[0])
+        raise ValueError(f"{name}: row {row} has a negative value; it takes values of at least 0")
+
+
+def bad_row(name: str, row: int) -> None:
+    """Raise the error for a row with NaN or Inf."""
+    raise ValueError(f"{name}: row {row} has NaN or Inf; it takes finite values")
+
+
+def wants_check(check: bool, tensor: Tensor) -> bool:
+    """Whether to look at values: on CUDA that would wait for the device, so never there."""
+    return check and tensor.device.type == "cpu"

@@ -1,0 +1,145 @@
+"""Which backend runs a primitive: the files that exist say so, and one rule for `auto`."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import platform
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+BACKENDS = ("eager", "cpp", "triton")
+PRECISIONS = ("exact", "fast")
+
+# One namespace for every operator; the folders define theirs on it when they are imported.
+LIBRARY = torch.library.Library("deepclust", "DEF")
+
+
+@functools.cache
+def extension() -> ModuleType | str:
+    """The compiled module, or the reason why it cannot be used."""
+    try:
+        return importlib.import_module("deepclust._C")
+    except ImportError as error:
+        if importlib.util.find_spec("deepclust") and isinstance(error, ModuleNotFoundError):
+            return "not built: reinstall deepclust where a C++17 compiler is found"
+        return f"built, but cannot be loaded: {error}"
+
+
+@functools.cache
+def triton_version() -> str | None:
+    """Triton's version, or None where it is not installed; nothing is imported."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("triton") if importlib.util.find_spec("triton") else None
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+@functools.cache
+def _has_kernel(primitive: str, backend: str) -> bool:
+    return importlib.util.find_spec(f"deepclust.kernels.{primitive}._{backend}") is not None
+
+
+@functools.cache
+def _why_not(primitive: str, backend: str) -> str | None:
+    """The reason why `backend` cannot run `primitive` in this installation, or None if it can."""
+    if backend == "cpp" and isinstance(reason := extension(), str):
+        return reason
+    if backend == "triton" and triton_version() is None:
+        return "Triton is not installed: pip install 'deepclust[triton]'"
+    if not _has_kernel(primitive, backend):
+        return f"this version has no {backend} kernel for {primitive}"
+    return None
+
+
+def available(primitive: str) -> tuple[str, ...]:
+    """The backends that can run `primitive` here, `eager` first."""
+    return tuple(backend for backend in BACKENDS if _why_not(primitive, backend) is None)
+
+
+def check_options(backend: str, precision: str) -> None:
+    """Refuse a backend or a precision that does not exist."""
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend: got {backend!r}; it takes 'auto', 'eager', 'cpp' or 'triton'")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: got {precision!r}; it takes 'exact' or 'fast'")
+
+
+@functools.cache
+def _warn_slow(reason: str) -> None:
+    warnings.warn(
+        "deepclust runs on plain PyTorch here, several times slower than its C++ kernels"
+        f" ({reason})",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+@functools.cache
+def _resolve(primitive: str, backend: str, device: str) -> str:
+    if backend == "auto":
+        wanted = "cpp" if device == "cpu" else "triton"
+        if _why_not(primitive, wanted) is None:
+            return wanted
+        if device == "cpu" and isinstance(reason := extension(), str):
+            _warn_slow(reason)
+        return "eager"
+    if (why := _why_not(primitive, backend)) is not None:
+        raise RuntimeError(f"backend={backend!r} cannot run {primitive}: {why}")
+    if backend == "cpp" and device != "cpu":
+        raise RuntimeError(f"backend='cpp' cannot run {primitive}: the tensors are on {device!r}")
+    return backend
+
+
+def kernel(primitive: str, backend: str, device: torch.device) -> ModuleType:
+    """The module `_<backend>.py` that runs `primitive` on `device`; imported on first use."""
+    return _module(primitive, _resolve(primitive, backend, device.type))
+
+
+@functools.cache
+def _module(primitive: str, backend: str) -> ModuleType:
+    return importlib.import_module(f"deepclust.kernels.{primitive}._{backend}")
+
+
+def backends() -> dict[str, str]:
+    """What each backend is here, or why it cannot be used.
+
+    Returns:
+        A dictionary with the keys `eager`, `cpp` and `triton`.
+
+    Example:
+        >>> import deepclust
+        >>> sorted(deepclust.backends())
+        ['cpp', 'eager', 'triton']
+    """
+    module = extension()
+    cpp = module if isinstance(module, str) else f"{module.isa()} ({platform.machine()})"
+    version = triton_version()
+    triton = "not installed: pip install 'deepclust[triton]'"
+    if version is not None:
+        triton = (
+            f"Triton {version} is installed, but this version of deepclust has no Triton kernels"
+        )
+    return {"eager": f"torch {torch.__version__}", "cpp": cpp, "triton": triton}
+
+
+def define(schema: str, implementation: Callable[..., Any], *, fake: Callable[..., Any]) -> None:
+    """Register an operator `deepclust::...` for any device, with its shapes for tracing."""
+    name = schema[: schema.index("(")]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"deepclust::{name}", fake, lib=LIBRARY)
+
+
+def differentiate(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Register the gradient of an operator for torch.compile."""
+    torch.library.register_autograd(
+        f"deepclust::{name}", backward, setup_context=setup, lib=LIBRARY
+    )

@@ -1,0 +1,58 @@
+"""q_ij = softmax_j(s_ij), in plain torch.
+
+    forward    q (N, K)
+    backward   ds_ij = q_ij (dq_ij - sum_l q_il dq_il), then the head's pullback
+
+Backward keeps z, the head and q; it holds a block of rows at a time beyond its results.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from deepclust.kernels._blocks import row_blocks
+from deepclust.kernels.heads import Head, head_of
+
+
+def forward(z: Tensor, head: Head) -> Tensor:
+    """Q (N, K)."""
+    q = z.new_empty(z.shape[0], head.n_clusters)
+    for rows in row_blocks(z.shape[0], max(z.shape[1], head.n_clusters)):
+        q[rows] = torch.softmax(head.scores(z[rows].to(head.dtype)), 1)
+    return q
+
+
+def backward(dq: Tensor, q: Tensor, z: Tensor, head: Head) -> tuple[Tensor, list[Tensor]]:
+    """Dz (N, D) and the gradients to the head's parameters."""
+    dz = torch.empty_like(z, memory_format=torch.contiguous_format)
+    dparams = [
+        torch.zeros_like(param, memory_format=torch.contiguous_format) for param in head.params
+    ]
+    for rows in row_blocks(z.shape[0], max(z.shape[1], head.n_clusters)):
+        q_rows, dq_rows = q[rows].to(head.dtype), dq[rows].to(head.dtype)
+        ds = q_rows * (dq_rows - (q_rows * dq_rows).sum(1, keepdim=True))
+        dz[rows], gradients = head.pullback(z[rows].to(head.dtype), ds)
+        for total, gradient in zip(dparams, gradients, strict=True):
+            total += gradient
+    return dz, dparams
+
+
+def differentiable(z: Tensor, head: Head) -> Tensor:
+    """Q (N, K) with torch's own derivative, to any order: the witness of all the others."""
+    blocks = list(row_blocks(z.shape[0], max(z.shape[1], head.n_clusters)))
+    if len(blocks) <= 1:
+        return _block(z, head.form, *head.params)
+    # What a block keeps for its backward is several times its q: compute it again there instead.
+    return torch.cat(
+        [
+            checkpoint(_block, z[rows], head.form, *head.params, use_reentrant=False)
+            for rows in blocks
+        ]
+    )
+
+
+def _block(z: Tensor, form: str, *params: Tensor) -> Tensor:
+    head = head_of(form, params)
+    return torch.softmax(head.scores(z.to(head.dtype)), 1).to(z.dtype)

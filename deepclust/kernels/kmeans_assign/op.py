@@ -1,0 +1,76 @@
+"""Hard assignment: the nearest centroid of each row, and how far it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deepclust.kernels import _checks, _dispatch
+from deepclust.kernels._blocks import full_precision
+
+
+def kmeans_assign(
+    x: Tensor,
+    centroids: Tensor,
+    *,
+    backend: str = "auto",
+    precision: str = "exact",
+    check: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The nearest centroid of each row, and the squared distance to it.
+
+    labels_i = argmin_j ||x_i - mu_j||^2, the assignment step of Lloyd's algorithm (1982), ties to
+    the lowest index. Nothing here carries a gradient: see `kmeans_loss`.
+
+    Args:
+        x: Rows (N, D).
+        centroids: mu (K, D).
+        backend: "auto", "eager", "cpp" or "triton".
+        precision: "exact", or "fast" to permit reduced-precision products where a backend has them.
+        check: Refuse NaN and Inf (on CPU).
+
+    Returns:
+        labels (N,) int64 and sq_dist (N,) in x's type (float32 for half types).
+
+    Raises:
+        ValueError: If shapes or devices do not fit, or a row has NaN or Inf.
+        TypeError: If types do not fit.
+        RuntimeError: If the backend that was asked for cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from deepclust import functional as F
+        >>> F.kmeans_assign(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[0.0], [2.0]]))
+        (tensor([0, 0, 1]), tensor([0., 1., 9.]))
+    """
+    _dispatch.check_options(backend, precision)
+    _checks.check_clusters("centroids", centroids)
+    _checks.check_matrix("x", x, centroids.shape[1])
+    _checks.check_together(x=x, centroids=centroids)
+    if torch.compiler.is_compiling():
+        compiled: tuple[Tensor, Tensor] = torch.ops.deepclust.kmeans_assign(
+            x, centroids, backend, check
+        )
+        return compiled
+    return _forward(x, centroids, backend, check)
+
+
+@torch.no_grad()
+def _forward(x: Tensor, centroids: Tensor, backend: str, check: bool) -> tuple[Tensor, Tensor]:
+    check = _checks.wants_check(check, x)
+    if check:
+        _checks.check_finite("centroids", centroids)
+    kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+    with full_precision(x):
+        labels, sq_dist = kernel.forward(x, centroids.to(_checks.compute_dtype(x.dtype)), check)
+    return labels, sq_dist
+
+
+_dispatch.define(
+    "kmeans_assign(Tensor x, Tensor centroids, str backend, bool check) -> (Tensor, Tensor)",
+    _forward,
+    fake=lambda x, centroids, backend, check: (
+        x.new_empty(x.shape[0], dtype=torch.int64),
+        x.new_empty(x.shape[0], dtype=_checks.compute_dtype(x.dtype)),
+    ),
+)

@@ -1,0 +1,54 @@
+"""sum_i ||z_i - mu_{labels_i}||^2 in plain torch.
+
+    dz_i = 2 (z_i - mu_{labels_i})          dmu_j = -sum of dz_i over the rows with label j
+
+The forward computes the gradients too; the loss is summed in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from deepclust.kernels._blocks import row_blocks
+
+
+def forward(
+    z: Tensor, centroids: Tensor, labels: Tensor, scale: float, needs_grad: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss (), dz (N, D) and dmu (K, D), all times `scale`."""
+    loss = torch.zeros((), dtype=torch.float64, device=z.device)
+    dz = (
+        torch.empty_like(z, memory_format=torch.contiguous_format) if needs_grad else z.new_empty(0)
+    )
+    dmu = torch.zeros_like(centroids) if needs_grad else centroids.new_empty(0)
+    for rows in row_blocks(z.shape[0], z.shape[1]):
+        difference = z[rows].to(centroids.dtype) - centroids[labels[rows]]
+        loss += (difference**2).sum(dtype=torch.float64)
+        if needs_grad:
+            gradient = 2 * scale * difference
+            dz[rows] = gradient
+            if z.is_cuda:
+                # index_add_ would use atomics there; a sorted index_put_ adds in row order.
+                dmu.index_put_((labels[rows],), -gradient, accumulate=True)
+            else:
+                dmu.index_add_(0, labels[rows], gradient, alpha=-1)
+    return scale * loss, dz, dmu
+
+
+def differentiable(z: Tensor, centroids: Tensor, labels: Tensor, scale: float) -> Tensor:
+    """The loss with torch's own derivative, to any order: the witness of all the others."""
+    loss = torch.zeros((), dtype=torch.float64, device=z.device)
+    blocks = list(row_blocks(z.shape[0], z.shape[1]))
+
+    def block(z: Tensor, centroids: Tensor, rows: slice) -> Tensor:
+        difference = z[rows].to(centroids.dtype) - centroids[labels[rows]]
+        return (difference**2).sum(dtype=torch.float64)
+
+    for rows in blocks:
+        if len(blocks) == 1:
+            loss = loss + block(z, centroids, rows)
+        else:
+            loss = loss + checkpoint(block, z, centroids, rows, use_reentrant=False)
+    return scale * loss

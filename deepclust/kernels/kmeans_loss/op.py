@@ -1,0 +1,169 @@
+"""The k-means loss: squared distance to the nearest, or to the given, centroid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepclust.kernels import _checks, _dispatch
+from deepclust.kernels._autograd import apply, first_order_only
+from deepclust.kernels._blocks import full_precision
+from deepclust.kernels.kmeans_assign.op import kmeans_assign
+
+
+def kmeans_loss(
+    z: Tensor,
+    centroids: Tensor,
+    labels: Tensor | None = None,
+    *,
+    reduction: str = "mean",
+    backend: str = "auto",
+    precision: str = "exact",
+    check: bool = True,
+) -> Tensor:
+    """Squared distance of embeddings to their centroids, with gradients to both.
+
+    L = sum_i ||z_i - mu_{labels_i}||^2: the clustering term of DCN (eq. 5 of Yang et al., 2017) but
+    for its weight.
+
+    Args:
+        z: Embeddings (N, D).
+        centroids: mu (K, D).
+        labels: The centroid of each row (N,) int64; by default the nearest one.
+        reduction: "mean" over the N rows (0 where there are none) or "sum".
+        backend: "auto", "eager", "cpp" or "triton"; "eager" has derivatives of any order.
+        precision: "exact" or "fast".
+        check: Refuse NaN and Inf, and labels out of range (on CPU).
+
+    Returns:
+        The loss without dimensions, in float32 or float64.
+
+    Raises:
+        ValueError: If shapes, devices or values do not fit.
+        TypeError: If types do not fit.
+        RuntimeError: If the backend that was asked for cannot run here, or a second derivative is
+            asked of a backend other than "eager".
+
+    Example:
+        >>> import torch
+        >>> from deepclust import functional as F
+        >>> F.kmeans_loss(torch.tensor([[0.0], [3.0]]), torch.tensor([[0.0], [2.0]]))
+        tensor(0.5000)
+    """
+    _dispatch.check_options(backend, precision)
+    _checks.check_clusters("centroids", centroids)
+    _checks.check_matrix("z", z, centroids.shape[1])
+    _checks.check_together(z=z, centroids=centroids)
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: got {reduction!r}; it takes 'mean' or 'sum'")
+    if labels is not None:
+        _checks.check_labels("labels", labels, z.shape[0])
+        _checks.check_same_device(z=z, labels=labels)
+    if backend == "eager" and not torch.compiler.is_compiling():
+        labels = _labels(z, centroids, labels, backend, check)
+        kernel = _dispatch.kernel("kmeans_loss", backend, z.device)
+        dtype = _checks.compute_dtype(z.dtype)
+        with full_precision(z):
+            loss: Tensor = kernel.differentiable(
+                z, centroids.to(dtype), labels, _scale(z, reduction)
+            ).to(dtype)
+        return loss
+    needs_grad = torch.is_grad_enabled() and (z.requires_grad or centroids.requires_grad)
+    args = (z, centroids, labels, reduction, needs_grad, backend, check)
+    if torch.compiler.is_compiling():
+        loss, _, _ = torch.ops.deepclust.kmeans_loss(*args)
+        return loss
+    if not needs_grad:
+        return _forward(*args)[0]
+    loss = apply(_KMeansLoss, *args)
+    return loss
+
+
+def _scale(z: Tensor, reduction: str) -> float:
+    return 1.0 / max(z.shape[0], 1) if reduction == "mean" else 1.0
+
+
+def _labels(
+    z: Tensor, centroids: Tensor, labels: Tensor | None, backend: str, check: bool
+) -> Tensor:
+    """The given labels, checked, or those of the nearest centroids."""
+    if _checks.wants_check(check, z):
+        _checks.check_finite("z", z)
+        _checks.check_finite("centroids", centroids)
+        if labels is not None:
+            _checks.check_label_range("labels", labels, centroids.shape[0])
+    if labels is None:
+        labels, _ = kmeans_assign(z.detach(), centroids.detach(), backend=backend, check=False)
+    return labels
+
+
+def _forward(
+    z: Tensor,
+    centroids: Tensor,
+    labels: Tensor | None,
+    reduction: str,
+    needs_grad: bool,
+    backend: str,
+    check: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = _checks.compute_dtype(z.dtype)
+    kernel = _dispatch.kernel("kmeans_loss", backend, z.device)
+    with torch.no_grad(), full_precision(z):
+        labels = _labels(z, centroids, labels, backend, check)
+        loss, dz, dmu = kernel.forward(
+            z, centroids.to(dtype), labels, _scale(z, reduction), needs_grad
+        )
+    return loss.to(dtype), dz, dmu.to(centroids.dtype)
+
+
+class _KMeansLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, centroids: Tensor, *settings: Any) -> Tensor:
+        loss, dz, dmu = _forward(z, centroids, *settings)
+        ctx.save_for_backward(dz, dmu)
+        return loss
+
+    @staticmethod
+    @first_order_only
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        dz, dmu = ctx.saved_tensors
+        return dz * dloss.to(dz.dtype), dmu * dloss.to(dmu.dtype), *[None] * 5
+
+
+def _fake(
+    z: Tensor,
+    centroids: Tensor,
+    labels: Tensor | None,
+    reduction: str,
+    needs_grad: bool,
+    backend: str,
+    check: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = z.new_empty((), dtype=_checks.compute_dtype(z.dtype))
+    if not needs_grad:
+        return loss, z.new_empty(0), centroids.new_empty(0)
+    return loss, z.new_empty(z.shape), centroids.new_empty(centroids.shape)
+
+
+# The same function as an operator, for torch.compile and torch.export.
+_dispatch.define(
+    "kmeans_loss(Tensor z, Tensor centroids, Tensor? labels, str reduction, bool needs_grad,"
+    " str backend, bool check) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    fake=_fake,
+)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, dz, dmu = output
+    ctx.save_for_backward(dz, dmu)
+
+
+def _compiled_backward(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Any, ...]:
+    dz, dmu = ctx.saved_tensors
+    return dz * dloss.to(dz.dtype), dmu * dloss.to(dmu.dtype), *[None] * 5
+
+
+_dispatch.differentiate("kmeans_loss", _setup, _compiled_backward)

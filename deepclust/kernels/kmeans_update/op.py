@@ -1,0 +1,96 @@
+"""Centroid update: the sum and the weight of the rows of each cluster."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deepclust.kernels import _checks, _dispatch
+
+
+def kmeans_update(
+    x: Tensor,
+    labels: Tensor,
+    n_clusters: int,
+    sample_weight: Tensor | None = None,
+    *,
+    backend: str = "auto",
+    precision: str = "exact",
+    check: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Weighted sums and counts of the rows of each cluster.
+
+    sums_j = sum_{i: labels_i = j} w_i x_i and counts_j = sum_{i: labels_i = j} w_i; the update step
+    of Lloyd's algorithm (1982) is sums / counts. Nothing here carries a gradient.
+
+    Args:
+        x: Rows (N, D).
+        labels: Labels (N,) int64, from 0 to K - 1.
+        n_clusters: K, at least 1.
+        sample_weight: w (N,), by default all 1.
+        backend: "auto", "eager", "cpp" or "triton".
+        precision: "exact" or "fast".
+        check: Refuse NaN and Inf, and labels out of range (on CPU).
+
+    Returns:
+        sums (K, D) and counts (K,), added up in float64 and given in x's type (float32 for half
+        types).
+
+    Raises:
+        ValueError: If shapes, devices or values do not fit.
+        TypeError: If types do not fit.
+        RuntimeError: If the backend that was asked for cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from deepclust import functional as F
+        >>> x, labels = torch.tensor([[1.0], [2.0], [5.0]]), torch.tensor([0, 0, 1])
+        >>> F.kmeans_update(x, labels, 3)
+        (tensor([[3.],
+                [5.],
+                [0.]]), tensor([2., 1., 0.]))
+    """
+    _dispatch.check_options(backend, precision)
+    if isinstance(n_clusters, bool) or not isinstance(n_clusters, int) or n_clusters < 1:
+        raise ValueError(f"n_clusters: got {n_clusters!r}; it takes an integer of at least 1")
+    _checks.check_matrix("x", x)
+    _checks.check_labels("labels", labels, x.shape[0])
+    if sample_weight is not None:
+        _checks.check_vector("sample_weight", sample_weight, x.shape[0])
+    _checks.check_same_device(x=x, labels=labels, sample_weight=sample_weight)
+    args = (x, labels, n_clusters, sample_weight, backend, check)
+    if torch.compiler.is_compiling():
+        compiled: tuple[Tensor, Tensor] = torch.ops.deepclust.kmeans_update(*args)
+        return compiled
+    return _forward(*args)
+
+
+@torch.no_grad()
+def _forward(
+    x: Tensor,
+    labels: Tensor,
+    n_clusters: int,
+    sample_weight: Tensor | None,
+    backend: str,
+    check: bool,
+) -> tuple[Tensor, Tensor]:
+    if _checks.wants_check(check, x):
+        _checks.check_finite("x", x)
+        _checks.check_label_range("labels", labels, n_clusters)
+        if sample_weight is not None:
+            _checks.check_finite("sample_weight", sample_weight)
+    kernel = _dispatch.kernel("kmeans_update", backend, x.device)
+    sums, counts = kernel.forward(x, labels, n_clusters, sample_weight)
+    dtype = _checks.compute_dtype(x.dtype)
+    return sums.to(dtype), counts.to(dtype)
+
+
+_dispatch.define(
+    "kmeans_update(Tensor x, Tensor labels, int n_clusters, Tensor? sample_weight, str backend,"
+    " bool check) -> (Tensor, Tensor)",
+    _forward,
+    fake=lambda x, labels, n_clusters, sample_weight, backend, check: (
+        x.new_empty(n_clusters, x.shape[1], dtype=_checks.compute_dtype(x.dtype)),
+        x.new_empty(n_clusters, dtype=_checks.compute_dtype(x.dtype)),
+    ),
+)
