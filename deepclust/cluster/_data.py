@@ -1,0 +1,173 @@
+"""The rows that a method is fitted to, whatever they lie in."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+from torch import Tensor
+
+# Data up to this size are held on the device as one float32 tensor; larger ones stay where they
+# are and are read, and converted, batch by batch.
+RESIDENT_BYTES = 4 << 30
+# Rows that one step of a full pass reads: wide networks need 32 MB a layer for them.
+BLOCK_ROWS = 4096
+
+
+class Rows:
+    """Rows (N, D) in float32 on a device, by number or block by block.
+
+    Args:
+        source: A dense array, memory map or tensor (N, D) of any real type, a sparse array, or a
+            map-style Dataset whose items are rows, or tuples that begin with one.
+        device: Where rows are wanted.
+    """
+
+    def __init__(self, source: Any, device: torch.device) -> None:
+        self.device = device
+        self._source = _dense_or_sparse(source)
+        self.n_features = int(np.prod(self._cpu(slice(0, 1)).shape[1:]))
+        resident = isinstance(source, (np.ndarray, Tensor)) and not isinstance(source, np.memmap)
+        if resident and self._source.dtype == torch.float32 and self._source.device == device:
+            return
+        if len(self) * self.n_features * 4 <= RESIDENT_BYTES:
+            self._source = torch.cat([self._cpu(rows) for rows in self._slices()]).to(device)
+
+    def __len__(self) -> int:
+        shape = getattr(self._source, "shape", None)
+        return len(self._source) if shape is None else int(shape[0])
+
+    def take(self, rows: slice | Tensor) -> Tensor:
+        """The rows of these numbers, (n, D)."""
+        if isinstance(self._source, Tensor) and self._source.device == self.device:
+            if isinstance(rows, Tensor):
+                rows = rows.to(self.device)
+            return self._source[rows].to(torch.float32)
+        return self._cpu(rows).to(self.device)
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """All rows in order: (which, their values)."""
+        for rows in self._slices():
+            yield rows, self.take(rows)
+
+    def check_finite(self) -> None:
+        """Refuse NaN and Inf, naming the first row that has one."""
+        for rows, x in self.blocks():
+            finite = torch.isfinite(x).all(1)
+            if not bool(finite.all()):
+                row = rows.start + int((~finite).nonzero()[0])
+                raise ValueError(f"X: row {row} has NaN or Inf; it takes finite values")
+
+    def n_distinct(self, enough: int) -> int:
+        """How many distinct rows there are, counted up to `enough`."""
+        seen: set[bytes] = set()
+        for _, x in self.blocks():
+            for row in x.cpu().numpy():
+                seen.add(row.tobytes())
+                if len(seen) == enough:
+                    return enough
+        return len(seen)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these rows from others: their number, width, and the sum of some of them."""
+        some = torch.linspace(0, len(self) - 1, min(len(self), 1000)).long()
+        x = self.take(some).double().cpu().numpy()
+        weights = 1 + np.arange(x.size).reshape(x.shape) % 1009
+        return {"n": len(self), "n_features": self.n_features, "sum": float((x * weights).sum())}
+
+    def _slices(self) -> Iterator[slice]:
+        for start in range(0, len(self), BLOCK_ROWS):
+            yield slice(start, min(start + BLOCK_ROWS, len(self)))
+
+    def _cpu(self, rows: slice | Tensor) -> Tensor:
+        source = self._source
+        if isinstance(source, Tensor):
+            if isinstance(rows, Tensor):
+                rows = rows.to(source.device)
+            return source[rows].to("cpu", torch.float32)
+        if _is_sparse(source):
+            picked = source[rows if isinstance(rows, slice) else rows.numpy()]
+            return torch.from_numpy(picked.toarray().astype(np.float32, copy=False))
+        numbers = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows.tolist()
+        return torch.stack([_row(source[i]) for i in numbers])
+
+
+def _is_sparse(source: Any) -> bool:
+    return bool(sparse.issparse(source))
+
+
+def _dense_or_sparse(source: Any) -> Any:
+    if _is_sparse(source):
+        return source.tocsr()
+    if isinstance(source, np.ndarray):
+        with warnings.catch_warnings():
+            # A read-only map stays read-only: nothing here writes to the data.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+            return torch.from_numpy(source)
+    return source
+
+
+def _row(item: Any) -> Tensor:
+    if isinstance(item, (tuple, list)):
+        item = item[0]
+    return torch.as_tensor(item, dtype=torch.float32).flatten()
+
+
+def as_rows(estimator: BaseEstimator, X: Any, device: torch.device, *, reset: bool) -> Rows:
+    """Check the data of fit (reset) or of predict as scikit-learn does, and read them as rows.
+
+    Raises:
+        ValueError: If X is not (N, D), is empty, has another width than the fitted one, NaN or Inf.
+        TypeError: If X holds complex numbers or objects.
+    """
+    if isinstance(X, Tensor):
+        if X.ndim != 2:
+            raise ValueError(
+                f"X: got shape {tuple(X.shape)}; it takes (N, D):"
+                " X.reshape(len(X), -1) flattens images"
+            )
+        if X.is_complex():
+            raise ValueError(f"X: got {X.dtype}; complex data not supported")
+        if X.shape[0] == 0 or X.shape[1] == 0:
+            raise ValueError(
+                f"X: got shape {tuple(X.shape)}; it takes at least one row and one column"
+            )
+        X = X.detach()
+        _check_width(estimator, X.shape[1], reset)
+    elif isinstance(X, torch.utils.data.Dataset):
+        if len(X) == 0:  # type: ignore[arg-type]  # map-style data sets have a length
+            raise ValueError("X: got a Dataset without rows; it takes at least one")
+        _check_width(estimator, math.prod(_row(X[0]).shape), reset)
+    else:
+        if isinstance(X, np.ndarray) and X.ndim > 2:
+            raise ValueError(
+                f"X: got shape {X.shape}, {X.ndim} dimensions, but expected <= 2:"
+                " it takes (N, D), and X.reshape(len(X), -1) flattens images"
+            )
+        X = validate_data(
+            estimator, X, reset=reset, accept_sparse="csr", dtype="numeric", ensure_all_finite=False
+        )
+        if isinstance(X, np.ndarray) and (
+            X.dtype.byteorder == ">" or min(X.strides, default=0) < 0
+        ):
+            X = np.ascontiguousarray(X, dtype=X.dtype.newbyteorder("="))  # torch takes no other
+    rows = Rows(X, device)
+    rows.check_finite()
+    return rows
+
+
+def _check_width(estimator: BaseEstimator, n_features: int, reset: bool) -> None:
+    if reset:
+        estimator.n_features_in_ = n_features
+    elif n_features != estimator.n_features_in_:
+        raise ValueError(
+            f"X has {n_features} features, but {type(estimator).__name__} is expecting"
+            f" {estimator.n_features_in_} features as input"
+        )

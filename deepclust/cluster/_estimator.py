@@ -1,0 +1,319 @@
+"""What every deep estimator shares: fit on the trainer, prediction, saving, loading."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import warnings
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from deepclust import _files
+from deepclust import functional as F
+from deepclust.cluster._data import Rows, as_rows
+from deepclust.cluster._trainer import Method, Run, Settings, map_rows
+from deepclust.cluster.kmeans import check_n_clusters
+
+Array = np.ndarray[Any, Any]
+Self = TypeVar("Self", bound="DeepEstimator")
+
+# Parameters that change where, how fast or how loudly a fit runs, but not what it computes: a run
+# may be resumed with others.
+_NOT_IDENTITY = ("callbacks", "checkpoint", "verbose", "device", "backend", "random_state")
+
+
+class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+    """An estimator that trains a Method."""
+
+    n_clusters: int
+    batch_size: int
+    device: str
+    backend: str
+    random_state: Any
+    verbose: int
+    callbacks: Any
+    checkpoint: Any
+    autocast: str | None
+
+    @abstractmethod
+    def _build(self, n_features: int) -> Method:
+        """The untrained method for rows of this width, its parameters checked."""
+
+    def _prepare(self, method: Any, rows: Rows) -> None:
+        """Set what the method takes from the data before it is trained."""
+
+    def fit(self: Self, X: Any, y: Any = None, *, resume: bool = False) -> Self:
+        """Train on X.
+
+        Ctrl-C stops the training between two updates, keeps its state (in `checkpoint`, where that
+        is given, and in this object), and raises KeyboardInterrupt.
+
+        Args:
+            X: Rows (N, D), converted to float32: an array, memory map, tensor, sparse array, or a
+                map-style Dataset of rows.
+            y: Not used; there for scikit-learn's conventions.
+            resume: Go on from an interrupted fit on the same data: from the file `checkpoint`, or
+                from this object if there is none. The result is that of an uninterrupted fit.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ValueError: If X has fewer (distinct) rows than clusters, NaN or Inf, a parameter is out
+                of its range, or the checkpoint does not fit.
+            FileNotFoundError: If there is no checkpoint to resume from.
+        """
+        device = self._device()
+        rows = as_rows(self, X, device, reset=True)
+        check_n_clusters(self.n_clusters, len(rows))
+        if (distinct := rows.n_distinct(self.n_clusters)) < self.n_clusters:
+            raise ValueError(
+                f"n_clusters: got {self.n_clusters}, but X has only {distinct} distinct rows"
+            )
+        tree = self._interrupted_tree() if resume else None
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        if tree is not None:
+            seed = tree["identity"]["seed"]
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            method = self._build(rows.n_features).to(device)
+        self._prepare(method, rows)
+        run = Run(method, rows, self._settings(seed))
+        if tree is not None:
+            run.load_state_dict(tree)
+        try:
+            run.train()
+        except KeyboardInterrupt:
+            self._paused: dict[str, Any] | None = run.state_dict()
+            raise
+        self._paused = None
+        self._finish(method, rows, run)
+        return self
+
+    def fit_predict(self, X: Any, y: Any = None, *, resume: bool = False) -> Array:
+        """Fit, and return the labels (N,)."""
+        labels: Array = self.fit(X, y, resume=resume).labels_
+        return labels
+
+    def predict(self, X: Any) -> Array:
+        """Labels (N,) int64: the cluster of highest score under the method's head."""
+        return self._map(X, self._label)
+
+    def predict_proba(self, X: Any) -> Array:
+        """Soft assignment q (N, K), rows summing to one."""
+        return self._map(
+            X, lambda method, x: F.assign(method.embed(x), method.head(), backend=self.backend)
+        )
+
+    def transform(self, X: Any) -> Array:
+        """Embeddings (N, D)."""
+        return self._map(X, lambda method, x: method.embed(x))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator to a file: safetensors and JSON, no code.
+
+        Args:
+            path: The file; it appears whole or not at all. Callbacks and `checkpoint` are not kept.
+
+        Raises:
+            NotFittedError: If it is not fitted.
+            OSError: If the file cannot be written.
+        """
+        check_is_fitted(self)
+        params = self.get_params(deep=False)
+        params.update(callbacks=(), checkpoint=None)
+        if not isinstance(self.random_state, (int, np.integer)):
+            params["random_state"] = None
+        learned = {name: getattr(self, name) for name in _LEARNED}
+        tree = {
+            "estimator": type(self).__name__,
+            "params": {name: _plain(value) for name, value in params.items()},
+            "learned": learned,
+            "method": dict(self._method.state_dict()),
+        }
+        _files.save_tree(path, tree, kind="model")
+
+    @classmethod
+    def load(cls: type[Self], path: str | os.PathLike[str], *, device: str | None = None) -> Self:
+        """Read an estimator that `save` wrote.
+
+        Args:
+            path: The file.
+            device: Where to put the networks; by default where they were, or on the CPU where that
+                device is not to be had.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is truncated, not one of ours, or of another estimator.
+        """
+        tree = _files.load_tree(path, kind="model")
+        if tree["estimator"] != cls.__name__:
+            raise ValueError(
+                f"{path}: holds a {tree['estimator']}; {cls.__name__}.load takes its own"
+            )
+        estimator = cls(**tree["params"])
+        if device is not None:
+            estimator.device = device
+        elif torch.device(estimator.device).type == "cuda" and not torch.cuda.is_available():
+            estimator.device = "cpu"
+        for name, value in tree["learned"].items():
+            setattr(estimator, name, value)
+        method = estimator._build(estimator.n_features_in_)
+        method.load_state_dict(tree["method"])
+        estimator._adopt(method.to(estimator._device()))
+        return estimator
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_method")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float32"]  # networks compute in no other
+        return tags
+
+    def _settings(self, seed: int) -> Settings:
+        batch = self.batch_size
+        if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
+            raise ValueError(f"batch_size: got {batch!r}; it takes an integer of at least 1")
+        params = self.get_params(deep=False)
+        identity = {
+            name: _comparable(value) for name, value in params.items() if name not in _NOT_IDENTITY
+        }
+        return Settings(
+            batch_size=int(batch),
+            seed=seed,
+            callbacks=tuple(self.callbacks),
+            checkpoint=None if self.checkpoint is None else Path(self.checkpoint),
+            identity={"estimator": type(self).__name__, **identity, "seed": seed},
+            autocast=self._autocast(),
+            progress=bool(self.verbose),
+        )
+
+    def _autocast(self) -> torch.dtype | None:
+        names = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if self.autocast not in names:
+            raise ValueError(
+                f"autocast: got {self.autocast!r}; it takes None, 'bfloat16' or 'float16'"
+            )
+        return names[self.autocast]
+
+    def _interrupted_tree(self) -> dict[str, Any]:
+        if self.checkpoint is not None:
+            tree: dict[str, Any] = _files.load_tree(self.checkpoint, kind="checkpoint")
+            return tree
+        paused = getattr(self, "_paused", None)
+        if paused is None:
+            raise ValueError("resume: got True, but no fit of this estimator was interrupted")
+        tree = copy.deepcopy(paused)
+        return tree
+
+    def _device(self) -> torch.device:
+        try:
+            device = torch.device(self.device)
+        except (RuntimeError, TypeError):
+            raise ValueError(
+                f"device: got {self.device!r}; it takes 'cpu', 'cuda' or 'cuda:0'"
+            ) from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device: got {self.device!r}, but torch finds no such GPU here")
+        return device
+
+    def _finish(self, method: Method, rows: Rows, run: Run) -> None:
+        self.history_ = run.history
+        self.stop_reasons_ = run.reasons
+        self.n_iter_ = run.total_updates
+        self._adopt(method)
+        labels = map_rows(
+            method, rows, lambda x: self._label(method, x), None, run.settings.autocast
+        )
+        self.labels_ = labels.cpu().numpy()
+        used = len(np.unique(self.labels_))
+        if used < self.n_clusters:
+            warnings.warn(
+                f"only {used} of {self.n_clusters} clusters are used: the embedding has collapsed."
+                " Try a longer pre-training, a smaller learning rate for the clustering, another"
+                " random_state, or fewer clusters",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        self.cluster_centers_ = self._centers(method, rows)
+
+    def _adopt(self, method: Method) -> None:
+        method.eval()
+        self._method = method
+        self.network_ = getattr(method, "network", None)
+        self._n_features_out = method.head().n_features
+
+    def _centers(self, method: Method, rows: Rows) -> Array:
+        head = method.head()
+        if isinstance(head, F.StudentT):
+            return head.centroids.detach().cpu().numpy().copy()
+        sums = torch.zeros(head.n_clusters, head.n_features, dtype=torch.float64)
+        counts = torch.zeros(head.n_clusters, dtype=torch.float64)
+        for which, x in rows.blocks():
+            with torch.no_grad():
+                z = method.embed(x).cpu()
+            part, weight = F.kmeans_update(z, torch.from_numpy(self.labels_[which]), len(sums))
+            sums += part
+            counts += weight
+        return (sums / counts.clamp_min(1).unsqueeze(1)).float().numpy()
+
+    def _label(self, method: Method, x: Tensor) -> Tensor:
+        _, labels, _ = F.frequencies(method.embed(x), method.head(), backend=self.backend)
+        return labels
+
+    def _map(self, X: Any, function: Any) -> Array:
+        check_is_fitted(self)
+        rows = as_rows(self, X, self._device(), reset=False)
+        result: Tensor = map_rows(
+            self._method, rows, lambda x: function(self._method, x), None, self._autocast()
+        )
+        return result.cpu().numpy()
+
+
+_LEARNED = (
+    "labels_",
+    "cluster_centers_",
+    "history_",
+    "stop_reasons_",
+    "n_iter_",
+    "n_features_in_",
+)
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as a checkpoint can hold it."""
+    if isinstance(value, torch.nn.Module):
+        return dict(value.state_dict())
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _comparable(value: Any) -> Any:
+    """A parameter as two runs can compare it: an array by its bytes."""
+    value = _plain(value)
+    if isinstance(value, dict):
+        return {name: _comparable(item) for name, item in value.items()}
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        return f"array {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (list, tuple)):
+        return [_comparable(item) for item in value]
+    return value

@@ -1,0 +1,578 @@
+"""The one training loop: stages, phases, refreshes, stopping, history, checkpoints.
+
+A method states its choices as stages and phases (below) and owns its networks; everything that
+happens in time happens here.
+
+    for each stage:   begin; then until its length, or until stop gives a reason:
+        refresh when `every` says so, from update 0 on; callbacks; stop is asked
+        one update: each phase in order, `repeats` times: batch, losses, backward, optimiser, after
+
+Every position between two updates can be written to a checkpoint from which a run goes on to the
+same end, bit for bit: the method, the optimisers, run.state, the generators and the order of
+batches.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from deepclust import _files
+from deepclust.cluster._data import Rows
+from deepclust.functional import Head, Snapshot
+from deepclust.losses import Schedule
+
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints of a run that nobody interrupts
+
+
+@dataclass(frozen=True)
+class Updates:
+    """A length in updates."""
+
+    n: int
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """A length in passes over the data."""
+
+    n: int
+
+
+Length = Updates | Epochs
+
+
+@dataclass
+class Batch:
+    """What one step sees.
+
+    Attributes:
+        x: Rows (n, D).
+        idx: Their numbers (n,) in the whole data: a slice where they are consecutive.
+        y: Their labels (n,), -1 where there is none.
+        view: Another view of the rows (n, D), from Stage.augment.
+        companions: The rows (n, m, D) that Stage.companions names for them.
+    """
+
+    x: Tensor
+    idx: slice | Tensor
+    y: Tensor | None = None
+    view: Tensor | None = None
+    companions: Tensor | None = None
+
+
+Losses = Callable[["Run", Batch], tuple[dict[str, Tensor], Any]]
+
+
+@dataclass
+class Phase:
+    """One gradient step of an update: some parameters, an optimiser, some losses.
+
+    Attributes:
+        name: Names the optimiser in checkpoints.
+        parameters: The parameters (or groups) that this phase moves.
+        optimizer: Makes the optimiser from them.
+        losses: (run, batch) -> (losses by name, anything that `after` needs); no host reads.
+        weights: The scheduled weight of each loss, 1 where none is given.
+        schedule: Makes a learning-rate scheduler, which steps with every update.
+        after: (run, batch, aux): in-place changes after the step, without gradients.
+        repeats: Steps in one update.
+        batch: "same" for the batch of the update, "fresh" for the next one.
+    """
+
+    name: str
+    parameters: Callable[[], Any]
+    optimizer: Callable[[Any], torch.optim.Optimizer]
+    losses: Losses
+    weights: dict[str, Schedule] = field(default_factory=dict)
+    schedule: Callable[[torch.optim.Optimizer], Any] | None = None
+    after: Callable[[Run, Batch, Any], None] | None = None
+    repeats: int = 1
+    batch: Literal["same", "fresh"] = "same"
+
+
+@dataclass
+class Stage:
+    """A stretch of training.
+
+    Attributes:
+        name: Prefix of its series in the history.
+        phases: Each update runs all of them in order; a stage without phases only begins.
+        length: How long it lasts at most.
+        begin: Called once, before the optimisers are made: k-means, whitening.
+        refresh: Full passes over the data between updates.
+        every: When to refresh, from update 0 on; None for never.
+        stop: Asked after each refresh: why the stage is over, or None.
+        order: Batches from a new permutation for each pass, or in the order of the rows.
+        augment: (x, generator) -> another view of the rows.
+        companions: (run, idx) -> the numbers (n, m) of rows that go with the batch.
+    """
+
+    name: str
+    phases: tuple[Phase, ...] = ()
+    length: Length = Updates(0)
+    begin: Callable[[Run], None] | None = None
+    refresh: Callable[[Run], None] | None = None
+    every: Length | None = None
+    stop: Callable[[Run], str | None] | None = None
+    order: Literal["shuffle", "sequential"] = "shuffle"
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    companions: Callable[[Run, slice | Tensor], Tensor] | None = None
+
+
+class Method(torch.nn.Module, ABC):
+    """Networks, head and buffers of a deep clustering method; no loops."""
+
+    @abstractmethod
+    def stages(self) -> list[Stage]:
+        """What is trained, in order."""
+
+    @abstractmethod
+    def head(self) -> Head:
+        """The head that defines predict, predict_proba and labels_."""
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> Tensor:
+        """Embeddings (n, D) of rows, clean."""
+
+
+Callback = Callable[["Run"], None]
+
+
+@dataclass
+class Settings:
+    """What a run needs beside the method and the data."""
+
+    batch_size: int = 256
+    seed: int = 0
+    callbacks: Sequence[Callback] = ()
+    checkpoint: Path | None = None
+    identity: dict[str, Any] = field(default_factory=dict)  # a checkpoint of another is refused
+    y: Tensor | None = None
+    autocast: torch.dtype | None = None
+    progress: bool = False
+
+
+class Run:
+    """A fit under way: what refreshes, hooks and callbacks see.
+
+    Attributes:
+        method: The method that is trained.
+        stage: The present stage, and `stage_index` its number.
+        update: Updates done in this stage, and `epoch` passes over the data.
+        total_updates: Updates done in all stages.
+        refreshed: Whether this moment follows a refresh (else it is the end of a stage).
+        state: Results of refreshes by name: tensors, Snapshots, numbers; kept in checkpoints.
+        history: Series by "stage/name": pairs of an update and a value.
+        reasons: Why each finished stage ended, by its name.
+    """
+
+    def __init__(self, method: Method, rows: Rows, settings: Settings) -> None:
+        self.method, self.settings = method, settings
+        self._rows = rows
+        self.state: dict[str, Any] = {}
+        self.history: dict[str, list[tuple[int, float]]] = {}
+        self.reasons: dict[str, str] = {}
+        self._stages = method.stages()
+        self.stage_index, self.update, self.epoch, self.total_updates = 0, 0, 0, 0
+        self.refreshed = False
+        self._begun = False
+        self._permutation: Tensor | None = None
+        self._position = 0
+        self._generators: dict[str, torch.Generator] = {}
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._schedulers: dict[str, Any] = {}
+        self._pending: dict[str, tuple[Tensor, int]] = {}
+        self._saved_at = time.monotonic()
+
+    # What hooks call.
+
+    @property
+    def stage(self) -> Stage:
+        """The present stage."""
+        return self._stages[self.stage_index]
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows and networks are."""
+        return self._rows.device
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Batches in one pass over the data."""
+        return -(-len(self) // self.settings.batch_size)
+
+    @property
+    def n_updates(self) -> int:
+        """Updates that the present stage lasts at most."""
+        return self._in_updates(self.stage.length)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, idx: slice | Tensor) -> Tensor:
+        """Rows (n, D) by number, in float32 on the device."""
+        return self._rows.take(idx)
+
+    def rows(self) -> Iterator[tuple[slice, Tensor]]:
+        """All rows, block by block and in order."""
+        return self._rows.blocks()
+
+    def map(self, function: Callable[[Tensor], Tensor], out: Any = None) -> Any:
+        """`function` of all rows, block by block, in evaluation mode and without gradients.
+
+        `out` may be an array or memory map (N, ...) that is filled; by default a tensor is made.
+        """
+        return map_rows(self.method, self._rows, function, out, self.settings.autocast)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in float64."""
+        return values.double()
+
+    def rng(self, name: str) -> torch.Generator:
+        """A generator of this run's own for each purpose; its state is kept in checkpoints."""
+        if name not in self._generators:
+            sequence = np.random.SeedSequence([self.settings.seed, zlib.crc32(name.encode())])
+            seed = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+            self._generators[name] = torch.Generator().manual_seed(seed)
+        return self._generators[name]
+
+    def seed(self, name: str) -> int:
+        """A seed drawn from rng(name), for libraries that take one."""
+        return int(torch.randint(2**31 - 1, (1,), generator=self.rng(name)))
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """Add a value to the series "stage/name"; values between two readings are averaged."""
+        tensor = torch.as_tensor(value, dtype=torch.float64).detach()
+        total, count = self._pending.get(name, (0.0, 0))
+        self._pending[name] = (total + tensor, count + 1)
+
+    # The loop.
+
+    def train(self) -> None:
+        """Run all stages to their end, from wherever this run is."""
+        # Dropout draws from torch's global generators: the run has its own state of them.
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), _Interrupt() as interrupt:
+            self._restore_torch_rng()
+            while self.stage_index < len(self._stages):
+                self._pause_if(interrupt)
+                self._train_stage(interrupt)
+                self.stage_index += 1
+                self.update, self.epoch, self._begun, self.refreshed = 0, 0, False, False
+                self._permutation, self._position = None, 0
+                self._optimizers, self._schedulers = {}, {}
+        # Labels after the last stage come from it.
+        self.stage_index = len(self._stages) - 1
+
+    def _train_stage(self, interrupt: _Interrupt) -> None:
+        stage = self.stage
+        if not self._begun:
+            if stage.begin is not None:
+                self.method.eval()
+                with torch.no_grad():
+                    stage.begin(self)
+            self._begun = True
+        if not self._optimizers:
+            self._make_optimizers()
+        total = self.n_updates
+        read_every = max(self.updates_per_epoch, 10)
+        reason = f"length of {total} updates"
+        with tqdm(
+            total=total,
+            initial=self.update,
+            desc=stage.name,
+            unit="update",
+            disable=not (self.settings.progress and total),
+        ) as bar:
+            while True:
+                if not self.refreshed and self._refresh_is_due():
+                    why = self._refresh(interrupt)
+                    if why is not None:
+                        reason = why
+                        break
+                    self._pause_if(interrupt)
+                if self.update >= total:
+                    break
+                self._step()
+                bar.update()
+                if self.update % read_every == 0:
+                    self._read_log()
+                    self._show(bar)
+                    if time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:
+                        self.save_checkpoint()
+                self._pause_if(interrupt)
+        self._read_log()
+        self.reasons[stage.name] = reason
+        if not self.refreshed:
+            self._call_back(interrupt)
+
+    def _refresh_is_due(self) -> bool:
+        stage = self.stage
+        if stage.refresh is None or stage.every is None:
+            return False
+        # The last update is followed by a refresh too, so that what is reported belongs to it.
+        at_end = self.update == self.n_updates
+        return self.update % self._in_updates(stage.every) == 0 or at_end
+
+    def _refresh(self, interrupt: _Interrupt) -> str | None:
+        stage = self.stage
+        assert stage.refresh is not None
+        self._read_log()
+        self.method.eval()
+        with torch.no_grad():
+            stage.refresh(self)
+            why = stage.stop(self) if stage.stop is not None else None
+        self.refreshed = True
+        self._call_back(interrupt)
+        self._read_log()
+        return why
+
+    def _call_back(self, interrupt: _Interrupt) -> None:
+        self.method.eval()
+        for callback in self.settings.callbacks:
+            try:
+                callback(self)
+            except KeyboardInterrupt:
+                interrupt.asked = True
+
+    def _step(self) -> None:
+        stage = self.stage
+        self.method.train()
+        batch = None
+        for phase in stage.phases:
+            for _ in range(phase.repeats):
+                if batch is None or phase.batch == "fresh":
+                    batch = self._next_batch()
+                self._step_phase(phase, batch)
+        self.update += 1
+        self.total_updates += 1
+        self.refreshed = False
+
+    def _step_phase(self, phase: Phase, batch: Batch) -> None:
+        optimizer = self._optimizers[phase.name]
+        autocast = self.settings.autocast
+        with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+            losses, aux = phase.losses(self, batch)
+        loss = torch.zeros((), device=self.device)
+        for name, value in losses.items():
+            weight = phase.weights.get(name, 1.0)
+            loss = loss + (weight(self.update) if callable(weight) else weight) * value
+            self.log(name, value)
+        optimizer.zero_grad(set_to_none=True)
+        # Only into this phase's parameters: a critic's loss passes through the encoder too.
+        loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
+        optimizer.step()
+        if phase.name in self._schedulers:
+            self._schedulers[phase.name].step()
+        if phase.after is not None:
+            with torch.no_grad():
+                phase.after(self, batch, aux)
+
+    def _next_batch(self) -> Batch:
+        stage, n = self.stage, len(self)
+        if self._position >= n:
+            self._position, self._permutation = 0, None
+            self.epoch += 1
+        stop = min(self._position + self.settings.batch_size, n)
+        idx: slice | Tensor = slice(self._position, stop)
+        if stage.order == "shuffle":
+            if self._permutation is None:
+                self._permutation = torch.randperm(n, generator=self.rng("batches"))
+            idx = self._permutation[idx]
+        self._position = stop
+        batch = Batch(self.take(idx), idx)
+        if self.settings.y is not None:
+            batch.y = self.settings.y[idx]
+        if stage.augment is not None:
+            batch.view = stage.augment(batch.x, self.rng("augment"))
+        if stage.companions is not None:
+            numbers = stage.companions(self, idx)
+            batch.companions = self.take(numbers.flatten()).unflatten(0, numbers.shape)
+        return batch
+
+    def _make_optimizers(self) -> None:
+        for phase in self.stage.phases:
+            optimizer = phase.optimizer(phase.parameters())
+            self._optimizers[phase.name] = optimizer
+            if phase.schedule is not None:
+                self._schedulers[phase.name] = phase.schedule(optimizer)
+
+    def _in_updates(self, length: Length) -> int:
+        return length.n if isinstance(length, Updates) else length.n * self.updates_per_epoch
+
+    def _read_log(self) -> None:
+        for name, (total, count) in self._pending.items():
+            value = float(total) / count
+            self.history.setdefault(f"{self.stage.name}/{name}", []).append((self.update, value))
+            if not np.isfinite(value):
+                raise RuntimeError(
+                    f"{self.stage.name}/{name} is {value} at update {self.update}: the training has"
+                    " diverged; try a smaller learning rate, and look at the scale of X"
+                )
+        self._pending = {}
+
+    def _show(self, bar: Any) -> None:
+        prefix = f"{self.stage.name}/"
+        last = {
+            name.removeprefix(prefix): f"{series[-1][1]:.4g}"
+            for name, series in self.history.items()
+            if name.startswith(prefix)
+        }
+        bar.set_postfix(last, refresh=False)
+
+    # Checkpoints.
+
+    def _pause_if(self, interrupt: _Interrupt) -> None:
+        if interrupt.asked:
+            self.save_checkpoint()
+            raise KeyboardInterrupt
+
+    def save_checkpoint(self) -> None:
+        """Write the whole run to settings.checkpoint, atomically; without a path, do nothing."""
+        self._saved_at = time.monotonic()
+        if self.settings.checkpoint is not None:
+            _files.save_tree(self.settings.checkpoint, self.state_dict(), kind="checkpoint")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run as a tree of tensors and plain values."""
+        rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {
+            "identity": self.settings.identity,
+            "data": self._rows.fingerprint(),
+            "stage_index": self.stage_index,
+            "update": self.update,
+            "epoch": self.epoch,
+            "total_updates": self.total_updates,
+            "begun": self._begun,
+            "refreshed": self.refreshed,
+            "permutation": self._permutation,
+            "position": self._position,
+            "method": dict(self.method.state_dict()),
+            "optimizers": {name: o.state_dict() for name, o in self._optimizers.items()},
+            "schedulers": {name: s.state_dict() for name, s in self._schedulers.items()},
+            "state": {name: _to_tree(value) for name, value in self.state.items()},
+            "generators": {name: g.get_state() for name, g in self._generators.items()},
+            "torch_rng": rng,
+            "pending": {name: [total, count] for name, (total, count) in self._pending.items()},
+            "history": self.history,
+            "reasons": self.reasons,
+        }
+
+    def load_state_dict(self, tree: dict[str, Any]) -> None:
+        """Put the run where `tree` left it.
+
+        Raises:
+            ValueError: If it is the checkpoint of other data or other parameters.
+        """
+        _compare("data", tree["data"], self._rows.fingerprint())
+        _compare("parameters", tree["identity"], self.settings.identity)
+        for name in ("stage_index", "update", "epoch", "total_updates", "refreshed"):
+            setattr(self, name, tree[name])
+        self.history, self.reasons = tree["history"], tree["reasons"]
+        self._begun, self._permutation = tree["begun"], tree["permutation"]
+        self._position = tree["position"]
+        self.method.load_state_dict(tree["method"])
+        self.state = {name: _from_tree(value, self.device) for name, value in tree["state"].items()}
+        for name, state in tree["generators"].items():
+            self.rng(name).set_state(state)
+        if self._begun:
+            self._make_optimizers()
+            for name, optimizer in self._optimizers.items():
+                optimizer.load_state_dict(tree["optimizers"][name])
+            for name, scheduler in self._schedulers.items():
+                scheduler.load_state_dict(tree["schedulers"][name])
+        self._pending = {name: (total, count) for name, (total, count) in tree["pending"].items()}
+        self._torch_rng = tree["torch_rng"]
+
+    _torch_rng: dict[str, Tensor] | None = None
+
+    def _restore_torch_rng(self) -> None:
+        if self._torch_rng is None:
+            torch.manual_seed(self.settings.seed)
+            return
+        torch.set_rng_state(self._torch_rng["cpu"])
+        if "cuda" in self._torch_rng:
+            torch.cuda.set_rng_state(self._torch_rng["cuda"], self.device)
+
+
+def map_rows(
+    method: torch.nn.Module,
+    rows: Rows,
+    function: Callable[[Tensor], Tensor],
+    out: Any = None,
+    autocast: torch.dtype | None = None,
+) -> Any:
+    """`function` of all rows, block by block, in evaluation mode and without gradients."""
+    training = method.training
+    method.eval()
+    with (
+        torch.no_grad(),
+        torch.autocast(rows.device.type, autocast, enabled=autocast is not None),
+    ):
+        for which, x in rows.blocks():
+            values = function(x)
+            if autocast is not None and values.is_floating_point():
+                values = values.float()
+            if out is None:
+                out = values.new_empty(len(rows), *values.shape[1:])
+            out[which] = values if isinstance(out, Tensor) else values.cpu().numpy()
+    method.train(training)
+    return out
+
+
+class _Interrupt:
+    """Ctrl-C asks the loop to stop between two updates; a second one stops it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: Any = None
+
+    def __enter__(self) -> _Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def _to_tree(value: Any) -> Any:
+    return {"__snapshot__": value.state_dict()} if isinstance(value, Snapshot) else value
+
+
+def _from_tree(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict) and "__snapshot__" in value:
+        state = value["__snapshot__"]
+        tensors = [tensor.to(device) for tensor in state["tensors"]]
+        return Snapshot.from_state_dict({**state, "tensors": tensors})
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _compare(what: str, saved: dict[str, Any], present: dict[str, Any]) -> None:
+    for name in sorted(saved.keys() | present.keys()):
+        if saved.get(name) != present.get(name):
+            raise ValueError(
+                f"the checkpoint is of a run with other {what}: {name} was {saved.get(name)!r}"
+                f" and is {present.get(name)!r} now"
+            )

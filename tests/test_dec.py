@@ -1,0 +1,411 @@
+"""DEC: its equations in the loop, prediction, files, resuming, and errors."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from deepclust import functional as F
+from deepclust.cluster import DEC, KMeans
+from deepclust.cluster.dec import PRESETS, DECMethod
+from deepclust.datasets import load_digits
+from deepclust.metrics import clustering_accuracy
+
+SMALL = {
+    "hidden": (32,),
+    "latent_dim": 4,
+    "layer_updates": 5,
+    "tune_updates": 30,
+    "max_updates": 24,
+    "update_interval": 8,
+    "tol": 0.0,
+    "n_init": 2,
+    "random_state": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits()
+
+
+@pytest.fixture(scope="module")
+def fitted(digits):
+    return DEC(10, **SMALL).fit(digits.X)
+
+
+# The checks fit dozens of times: the smallest network that still tells three blobs apart.
+@parametrize_with_checks(
+    [
+        DEC(
+            3,
+            hidden=(16,),
+            latent_dim=2,
+            tune_updates=100,
+            pretrain_lr=1e-2,
+            max_updates=20,
+            update_interval=5,
+            n_init=2,
+            batch_size=64,
+            random_state=0,
+        )
+    ],
+    expected_failed_checks=lambda estimator: dict.fromkeys(
+        ("check_estimator_sparse_array", "check_estimator_sparse_matrix"),
+        "the check takes whatever has predict_proba for a classifier; sparse data are tested below",
+    ),
+)
+def test_scikit_learn_estimator_checks(estimator, check):
+    with warnings.catch_warnings():
+        # Some checks give it noise, in which clusters may die; that warning is tested below.
+        warnings.filterwarnings("ignore", message="only . of . clusters")
+        check(estimator)
+
+
+def test_labels_are_what_predict_gives(fitted, digits):
+    np.testing.assert_array_equal(fitted.predict(digits.X), fitted.labels_)
+    q = fitted.predict_proba(digits.X)
+    np.testing.assert_array_equal(q.argmax(1), fitted.labels_)
+    np.testing.assert_allclose(q.sum(1), 1, rtol=1e-5)
+    z = torch.from_numpy(fitted.transform(digits.X))
+    assert z.shape == (len(digits), 4)
+    expected = F.student_t_assignment(z, torch.from_numpy(fitted.cluster_centers_))
+    np.testing.assert_allclose(q, expected.numpy(), atol=1e-6)
+    np.testing.assert_array_equal(DEC(10, **SMALL).fit_predict(digits.X), fitted.labels_)
+
+
+def test_same_seed_same_bits_other_seed_other_bits(fitted, digits):
+    again = DEC(10, **SMALL).fit(digits.X)
+    np.testing.assert_array_equal(again.cluster_centers_, fitted.cluster_centers_)
+    assert again.history_ == fitted.history_
+    other = DEC(10, **{**SMALL, "random_state": 1}).fit(digits.X)
+    assert not np.array_equal(other.cluster_centers_, fitted.cluster_centers_)
+
+
+def test_history(fitted):
+    assert set(fitted.history_) == {
+        "pretrain-1/reconstruction",
+        "pretrain-2/reconstruction",
+        "tune/reconstruction",
+        "cluster/kl",
+        "cluster/changed",
+    }
+    assert [update for update, _ in fitted.history_["cluster/changed"]] == [0, 8, 16, 24]
+    series = fitted.history_["tune/reconstruction"]
+    assert series[-1][1] < series[0][1]
+    assert fitted.n_iter_ == 5 + 5 + 30 + 24
+    assert fitted.stop_reasons_["cluster"] == "length of 24 updates"
+
+
+def test_one_update_is_the_papers_gradient(digits):
+    """The first step of plain SGD moves the centroids by eq. 5 and nothing else."""
+    X = digits.X[:50]
+    moments = []
+
+    def record(run):
+        if run.stage.name == "cluster":
+            z = run.map(run.method.embed).double()
+            moments.append((z, run.method.layer.centroids.detach().double().clone()))
+
+    DEC(
+        4,
+        **{**SMALL, "max_updates": 1, "update_interval": 1, "optimizer": "sgd", "cluster_lr": 0.5},
+        batch_size=50,
+        callbacks=[record],
+    ).fit(X)
+    (z, mu), (_, moved) = moments[:2]
+    d2 = ((z[:, None] - mu) ** 2).sum(-1)
+    q = (1 / (1 + d2)) / (1 / (1 + d2)).sum(1, keepdim=True)
+    p = q**2 / q.sum(0)
+    p = p / p.sum(1, keepdim=True)
+    gradient = -2 * (((p - q) / (1 + d2))[:, :, None] * (z[:, None] - mu)).sum(0) / 50
+    np.testing.assert_allclose(moved, mu - 0.5 * gradient, atol=1e-6)
+
+
+def test_frozen_encoder_moves_only_the_centroids(digits):
+    kinds = {}
+
+    def record(run):
+        if run.stage.name == "cluster" and run.update in (0, 24):
+            kinds[run.update] = {k: v.clone() for k, v in run.method.state_dict().items()}
+
+    DEC(10, **SMALL, freeze_encoder=True, callbacks=[record]).fit(digits.X)
+    for name, value in kinds[0].items():
+        assert torch.equal(value, kinds[24][name]) == (name != "layer.centroids"), name
+
+
+def test_scale_makes_the_mean_square_one(digits):
+    for scale, expected in (("dec", np.mean(digits.X**2) ** -0.5), (None, 1.0), (0.5, 0.5)):
+        dec = DEC(10, **{**SMALL, "tune_updates": 0, "max_updates": 0}, scale=scale).fit(digits.X)
+        np.testing.assert_allclose(float(dec._method.scale), expected, rtol=1e-5)
+
+
+def test_given_centroids_start_the_clustering(fitted, digits):
+    pretrained = fitted.network_
+    z = DEC(10, **{**SMALL, "max_updates": 0}, pretrained=pretrained).fit(digits.X)
+    centroids = KMeans(10, random_state=5).fit(z.transform(digits.X)).cluster_centers_
+    dec = DEC(10, **{**SMALL, "max_updates": 0}, pretrained=pretrained, init=centroids)
+    np.testing.assert_allclose(dec.fit(digits.X).cluster_centers_, centroids, atol=1e-2)
+
+
+def test_pretrained_weights_skip_the_autoencoder(fitted, digits):
+    settings = {**SMALL, "max_updates": 0}
+    for source in (fitted.network_, fitted.network_.state_dict()):
+        dec = DEC(10, **settings, pretrained=source).fit(digits.X)
+        assert set(dec.history_) == {"cluster/changed"}
+        for name, value in dec.network_.state_dict().items():
+            assert torch.equal(value, fitted.network_.state_dict()[name])
+        assert dec.network_ is not fitted.network_
+
+
+def test_paper_preset_is_the_papers_recipe():
+    method = DEC(10, preset="paper")._build(784)
+    assert isinstance(method, DECMethod)
+    assert method.network.sizes == (784, 500, 500, 2000, 10)
+    stages = method.stages()
+    assert [stage.name for stage in stages] == [f"pretrain-{i}" for i in (1, 2, 3, 4)] + [
+        "tune",
+        "cluster",
+    ]
+    assert [stage.length.n for stage in stages[:5]] == [50_000] * 4 + [100_000]
+    optimizer = stages[0].phases[0].optimizer(stages[0].phases[0].parameters())
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.1, 0.9)
+    scheduler = stages[0].phases[0].schedule(optimizer)
+    assert (scheduler.step_size, scheduler.gamma) == (20_000, 0.1)
+    cluster = stages[5]
+    optimizer = cluster.phases[0].optimizer(cluster.phases[0].parameters())
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.01, 0.9)
+    assert (cluster.every.n, cluster.order) == (160, "sequential")
+    std = torch.cat([p.flatten() for p in method.network.parameters() if p.ndim == 2]).std()
+    assert abs(float(std) - 0.01) < 1e-4
+    assert PRESETS.keys() == {"paper", "quick"}
+
+
+def test_stops_when_labels_settle(digits):
+    dec = DEC(10, **{**SMALL, "tol": 0.9}).fit(digits.X)
+    assert "fewer than tol=0.9" in dec.stop_reasons_["cluster"]
+    assert dec.history_["cluster/changed"][-1][0] == 8
+
+
+def test_collapse_warns(digits):
+    def collapse(run):
+        if run.stage.name == "cluster" and run.update == 0:
+            with torch.no_grad():
+                run.method.layer.centroids[5:] += 1e3
+
+    with pytest.warns(RuntimeWarning, match=r"of 10 clusters are used.*Try a longer pre-training"):
+        DEC(10, **{**SMALL, "cluster_lr": 1e-9}, callbacks=[collapse]).fit(digits.X)
+
+
+# Data in every form.
+
+
+def test_every_form_of_data_gives_the_same(fitted, digits, tmp_path):
+    path = tmp_path / "X.npy"
+    np.save(path, digits.X)
+
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(digits)
+
+        def __getitem__(self, i):
+            return digits.X[i], digits.y[i]
+
+    forms = {
+        "list": digits.X.tolist(),
+        "float64": digits.X.astype(np.float64),
+        "uint8": digits.X.astype(np.uint8),
+        "memory map": np.load(path, mmap_mode="r"),
+        "tensor": torch.from_numpy(digits.X),
+        "sparse": scipy.sparse.csr_array(digits.X),
+        "coo": scipy.sparse.coo_matrix(digits.X),
+        "Dataset": Pairs(),
+    }
+    for name, X in forms.items():
+        dec = DEC(10, **SMALL).fit(X)
+        np.testing.assert_array_equal(dec.labels_, fitted.labels_, err_msg=name)
+        np.testing.assert_array_equal(dec.predict(X), fitted.labels_, err_msg=name)
+
+
+def test_data_that_do_not_fit_are_read_where_they_are(fitted, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("deepclust.cluster._data.RESIDENT_BYTES", 0)
+    monkeypatch.setattr("deepclust.cluster._data.BLOCK_ROWS", 500)
+    np.save(tmp_path / "X.npy", digits.X)
+    for X in (np.load(tmp_path / "X.npy", mmap_mode="r"), scipy.sparse.csr_array(digits.X)):
+        dec = DEC(10, **SMALL).fit(X)
+        assert clustering_accuracy(dec.labels_, fitted.labels_) > 0.99
+
+
+# Files.
+
+
+def test_save_and_load(fitted, digits, tmp_path):
+    path = tmp_path / "model.safetensors"
+    fitted.save(path)
+    loaded = DEC.load(path)
+    np.testing.assert_array_equal(loaded.predict(digits.X), fitted.labels_)
+    np.testing.assert_array_equal(loaded.labels_, fitted.labels_)
+    np.testing.assert_array_equal(loaded.cluster_centers_, fitted.cluster_centers_)
+    assert loaded.history_ == fitted.history_
+    assert loaded.get_params()["hidden"] == (32,)
+    np.testing.assert_array_equal(loaded.fit(digits.X).labels_, fitted.labels_)
+    loaded.save(tmp_path / "again")
+
+
+def test_save_keeps_a_fit_with_weights_callbacks_and_centroids(fitted, digits, tmp_path):
+    settings = {**SMALL, "max_updates": 0, "random_state": np.random.RandomState(3)}
+    dec = DEC(
+        10,
+        **settings,
+        pretrained=fitted.network_,
+        init=fitted.cluster_centers_,
+        callbacks=[lambda run: None],
+    ).fit(digits.X)
+    dec.save(tmp_path / "model")
+    loaded = DEC.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict(digits.X), dec.labels_)
+
+
+def test_files_that_are_not_ours(fitted, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        DEC.load(tmp_path / "nothing")
+    path = tmp_path / "model"
+    fitted.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="model"):
+        DEC.load(path)
+    path.write_bytes(b"hello")
+    with pytest.raises(ValueError, match="model"):
+        DEC.load(path)
+    with pytest.raises(NotFittedError):
+        DEC().save(path)
+    with pytest.raises(OSError, match="missing"):
+        fitted.save(tmp_path / "missing" / "model")
+    assert path.read_bytes() == b"hello"
+
+
+# Interruption.
+
+
+def interrupt(stage, update):
+    def callback(run):
+        if run.stage.name == stage and run.update == update:
+            raise KeyboardInterrupt
+
+    return callback
+
+
+@pytest.mark.parametrize(
+    ("stage", "update"), [("pretrain-2", 5), ("tune", 30), ("cluster", 0), ("cluster", 16)]
+)
+@pytest.mark.parametrize("in_file", [True, False])
+def test_resumed_fit_is_the_uninterrupted_one(fitted, digits, tmp_path, stage, update, in_file):
+    path = tmp_path / "checkpoint" if in_file else None
+    dec = DEC(10, **SMALL, callbacks=[interrupt(stage, update)], checkpoint=path)
+    with pytest.raises(KeyboardInterrupt):
+        dec.fit(digits.X)
+    with pytest.raises(NotFittedError):
+        dec.predict(digits.X)
+    if in_file:
+        dec = DEC(10, **SMALL, checkpoint=path)
+    dec.callbacks = ()
+    dec.fit(digits.X, resume=True)
+    np.testing.assert_array_equal(dec.labels_, fitted.labels_)
+    np.testing.assert_array_equal(dec.cluster_centers_, fitted.cluster_centers_)
+    assert dec.history_ == fitted.history_
+    for name, value in dec.network_.state_dict().items():
+        assert torch.equal(value, fitted.network_.state_dict()[name]), name
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(digits, tmp_path):
+    path = tmp_path / "checkpoint"
+    with pytest.raises(FileNotFoundError):
+        DEC(10, **SMALL, checkpoint=path).fit(digits.X, resume=True)
+    with pytest.raises(ValueError, match="resume: got True, but no fit"):
+        DEC(10, **SMALL).fit(digits.X, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        DEC(10, **SMALL, callbacks=[interrupt("tune", 30)], checkpoint=path).fit(digits.X)
+    with pytest.raises(ValueError, match=r"tol was 0\.0 and is 0\.5"):
+        DEC(10, **{**SMALL, "tol": 0.5}, checkpoint=path).fit(digits.X, resume=True)
+    with pytest.raises(ValueError, match="other data: n was 1797 and is 1000"):
+        DEC(10, **SMALL, checkpoint=path).fit(digits.X[:1000], resume=True)
+    with pytest.raises(ValueError, match="other data: sum was"):
+        DEC(10, **SMALL, checkpoint=path).fit(digits.X + 1, resume=True)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="checkpoint"):
+        DEC(10, **SMALL, checkpoint=path).fit(digits.X, resume=True)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"n_clusters": 0}, "n_clusters: got 0"),
+        ({"n_clusters": 1798}, "n_clusters: got 1798, more than the 1797 rows"),
+        ({"preset": "best"}, "preset: got 'best'; it takes 'paper' or 'quick'"),
+        ({"nu": 0}, "nu: got 0"),
+        ({"hidden": (0,)}, "sizes: got"),
+        ({"latent_dim": 0}, "latent_dim: got 0"),
+        ({"dropout": 1.0}, "dropout: got 1.0"),
+        ({"tune_updates": -1}, "tune_updates: got -1"),
+        ({"max_updates": 1.5}, "max_updates: got 1.5"),
+        ({"update_interval": 0}, "update_interval: got 0"),
+        ({"tol": -0.1}, "tol: got -0.1"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"optimizer": "lbfgs"}, "optimizer: got 'lbfgs'"),
+        ({"cluster_lr": 0}, "cluster_lr: got 0"),
+        ({"scale": "unit"}, "scale: got 'unit'"),
+        ({"device": "abacus"}, "device: got 'abacus'"),
+        ({"backend": "fpga"}, "backend: got 'fpga'"),
+        ({"autocast": "int8"}, "autocast: got 'int8'"),
+        ({"init": np.zeros((3, 4))}, r"init: got centroids of shape \(3, 4\)"),
+        ({"pretrained": {"weight": torch.zeros(1)}}, "pretrained: the weights do not fit"),
+    ],
+)
+def test_bad_parameters(digits, parameters, message):
+    settings = {**SMALL, "n_clusters": 10, "layer_updates": 0, "tune_updates": 0, "max_updates": 0}
+    with pytest.raises(ValueError, match=message):
+        DEC(**{**settings, **parameters}).fit(digits.X)
+
+
+def test_bad_data(digits):
+    dec = DEC(10, **SMALL)
+    X = digits.X.copy()
+    X[7, 3] = np.nan
+    with pytest.raises(ValueError, match="X: row 7 has NaN or Inf"):
+        dec.fit(X)
+    with pytest.raises(ValueError, match=r"X: got shape \(1797, 8, 8\).*flattens images"):
+        dec.fit(digits.X.reshape(-1, 8, 8))
+    with pytest.raises(ValueError, match=r"X: got shape \(1797, 8, 8\).*flattens images"):
+        dec.fit(torch.from_numpy(digits.X).reshape(-1, 8, 8))
+    with pytest.raises(ValueError, match="only 2 distinct rows"):
+        dec.fit(np.repeat([[0.0], [1.0]], 50, axis=0))
+    with pytest.raises(TypeError, match="pretrained: got int"):
+        DEC(10, **SMALL, pretrained=3).fit(digits.X)
+
+
+def test_predict_of_another_width(fitted):
+    for X in (np.zeros((2, 5)), torch.zeros(2, 5)):
+        with pytest.raises(ValueError, match="X has 5 features, but DEC is expecting 64"):
+            fitted.predict(X)
+
+
+def test_no_gpu_is_said_clearly(digits):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="device: got 'cuda', but torch finds no such GPU"):
+        DEC(10, **SMALL, device="cuda").fit(digits.X)
+
+
+def test_autocast_runs_and_predicts(digits):
+    dec = DEC(10, **SMALL, autocast="bfloat16").fit(digits.X)
+    np.testing.assert_array_equal(dec.predict(digits.X), dec.labels_)
