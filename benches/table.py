@@ -1,0 +1,65 @@
+"""Prints one table of a --benchmark-json file: ours, each peer, ratios, shares of the floor."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def milliseconds(seconds: float) -> str:
+    ms = 1000 * seconds
+    return f"{ms:.3f}" if ms < 1 else f"{ms:.1f}"
+
+
+def rows(info: dict[str, Any]) -> list[list[str]]:
+    work = f"{info['work']} {info['shape']} {info['data']}".strip()
+    ours = [
+        work,
+        info["ours"],
+        milliseconds(info["seconds"]),
+        "",
+        f"{info['share_of_floor']:.0%}",
+        f"{info['gflops']:.0f}",
+        f"{info['gbs']:.1f}",
+        f"{info['errors'][info['ours']]:.1e}",
+    ]
+    peers = [
+        [
+            "",
+            name,
+            milliseconds(t),
+            f"{t / info['seconds']:.2f}x",
+            "",
+            "",
+            "",
+            f"{info['errors'][name]:.1e}",
+        ]
+        for name, t in sorted(info["peers"].items(), key=lambda item: item[1])
+    ]
+    return [ours, *peers]
+
+
+def main(path: str) -> None:
+    benchmarks = json.loads(Path(path).read_text())["benchmarks"]
+    infos = [b["extra_info"] for b in benchmarks if "work" in b["extra_info"]]
+    if not infos:
+        sys.exit(f"{path}: no benches in it")
+    infos.sort(key=lambda info: (info["work"], info["shape"], info["data"]))
+    header = ["work", "by", "ms", "ours is faster", "of floor", "GFLOP/s", "GB/s", "error"]
+    table = [header, *(row for info in infos for row in rows(info))]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    for row in table:
+        cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
+        cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        print("  ".join(cells).rstrip())
+    first = infos[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    size = "small shapes" if first["quick"] else "full size"
+    print(f"\n{size}; {first['threads']} threads; {versions}; C++ kernels: {first['backend']}")
+    print("medians of 5 rounds in turn; error: largest deviation from float64, or mismatch rate")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
