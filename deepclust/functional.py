@@ -149,7 +149,7 @@ def soft_cross_entropy(
 ) -> Tensor:
     """The loss of DEPICT: `target_loss(z, Linear(weight, bias), target, kind="ce")`.
 
-    -sum_ij p_ij log q_ij with q = softmax(z theta^T + b), eq. 9 of Dizaji et al. (2017), whose
+    -sum_ij p_ij log q_ij with q = softmax(z theta^T + b), eq. 8 of Dizaji et al. (2017), whose
     letters p and q are the other way round.
 
     Args:

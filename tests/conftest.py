@@ -15,6 +15,9 @@ from pathlib import Path
 for _name in filter(None, os.environ.get("DEEPCLUST_TEST_BLOCK", "").split(",")):
     sys.modules[_name.strip()] = None  # type: ignore[assignment]
 
+# Idle OpenMP threads that spin take the cores from whoever has work on a shared machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 

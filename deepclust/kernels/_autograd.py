@@ -1,4 +1,4 @@
-"""What every hand-written gradient shares."""
+"""What the gradients of every primitive share."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
 
 
 def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a backward without a derivative of its own: asking for one says where to go."""
+    """Decorate a backward without a derivative of its own: asking for one says where to go.
+
+    The forward leaves its differentiable inputs in `ctx.inputs`.
+    """
 
     def wrapped(ctx: Any, *gradients: Tensor) -> Any:
         with torch.no_grad():
             results = backward(ctx, *gradients)
         if not torch.is_grad_enabled():
             return results
-        # create_graph=True: each result hangs on a node that raises if anybody differentiates it.
-        anchor = torch.zeros((), requires_grad=True)
+        # create_graph=True: the results hang on all that they depend on, by a node that raises.
+        inputs = (*ctx.inputs, *gradients)
         return tuple(
-            apply(_NoSecondDerivative, g, anchor) if isinstance(g, Tensor) else g for g in results
+            apply(_NoSecondDerivative, g, *inputs) if isinstance(g, Tensor) else g for g in results
         )
 
     return wrapped
@@ -33,7 +36,7 @@ def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 class _NoSecondDerivative(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, result: Tensor, anchor: Tensor) -> Tensor:
+    def forward(ctx: Any, result: Tensor, *inputs: Tensor) -> Tensor:
         return result.view_as(result)
 
     @staticmethod
@@ -42,3 +45,36 @@ class _NoSecondDerivative(torch.autograd.Function):
             "the fused kernels have no second derivative: call the function with "
             'backend="eager", which has'
         )
+
+
+def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`function(*tensors)`, which keeps nothing but the tensors and is computed again in backward.
+
+    Its gradient is torch's own, to any order. (torch.utils.checkpoint does this for whole
+    networks; block after block, its bookkeeping left the heap hundreds of megabytes larger.)
+    """
+    result: Tensor = apply(_Recomputed, function, *tensors)
+    return result
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*tensors)
+        return function(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        again = torch.is_grad_enabled()
+        wanted = ctx.needs_input_grad[1:]
+        tensors = [
+            # Where a second derivative may follow, the tensors keep their own history.
+            tensor if again or not wants else tensor.detach().requires_grad_()
+            for tensor, wants in zip(ctx.saved_tensors, wanted, strict=True)
+        ]
+        with torch.enable_grad():
+            result = ctx.function(*tensors)
+        inputs = [tensor for tensor, wants in zip(tensors, wanted, strict=True) if wants]
+        found = iter(torch.autograd.grad(result, inputs, gradient, create_graph=again))
+        return None, *(next(found) if wants else None for wants in wanted)

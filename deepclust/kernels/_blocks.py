@@ -20,6 +20,11 @@ def row_blocks(n: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + rows, n))
 
 
+def block_sizes(n: int, width: int) -> list[int]:
+    """The lengths of these slices; one of 0 for no rows, so that a result keeps its gradient."""
+    return [rows.stop - rows.start for rows in row_blocks(n, width)] or [0]
+
+
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
     """Switch autocast off: a clustering loss must not round its distances to half precision."""
     device = tensor.device.type

@@ -110,7 +110,7 @@ class StudentT(Head):
 
     @property
     def centroids(self) -> Tensor:
-        """Mu (K, D)."""
+        """mu (K, D)."""
         return self.params[0]
 
     @property
@@ -124,7 +124,7 @@ class StudentT(Head):
 
     def pullback(self, z: Tensor, ds: Tensor) -> tuple[Tensor, list[Tensor]]:
         """With w = -(nu+1) ds / (nu + d2): dz = rowsum(w) z - w mu, dmu = colsum(w) mu - w^T z."""
-        origin = self.centroids.mean(0)
+        origin = origin_of(self.centroids)
         z, mu = z - origin, self.centroids - origin
         w = -(self.nu + 1) * ds / (self.nu + squared_distances(z, mu))
         dz = w.sum(1, keepdim=True) * z - w @ mu
@@ -165,12 +165,12 @@ class Linear(Head):
 
     @property
     def weight(self) -> Tensor:
-        """Theta (K, D)."""
+        """theta (K, D)."""
         return self.params[0]
 
     @property
     def bias(self) -> Tensor | None:
-        """B (K,), or None."""
+        """b (K,), or None."""
         return self.params[1] if len(self.params) > 1 else None
 
     def scores(self, z: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class Linear(Head):
         return torch.nn.functional.linear(z, self.weight, self.bias)
 
     def pullback(self, z: Tensor, ds: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Dz = ds theta, dtheta = ds^T z, db = colsum(ds)."""
+        """dz = ds theta, dtheta = ds^T z, db = colsum(ds)."""
         dparams = [ds.T @ z]
         if self.bias is not None:
             dparams.append(ds.sum(0))
@@ -225,22 +225,22 @@ class Gaussian(Head):
 
     @property
     def means(self) -> Tensor:
-        """Mu (K, D)."""
+        """mu (K, D)."""
         return self.params[0]
 
     @property
     def log_var(self) -> Tensor:
-        """Log v (K, D)."""
+        """log v (K, D)."""
         return self.params[1]
 
     @property
     def log_weights(self) -> Tensor:
-        """Log pi (K,)."""
+        """log pi (K,)."""
         return self.params[2]
 
     def scores(self, z: Tensor) -> Tensor:
         """Scores s (N, K)."""
-        origin = self.means.detach().mean(0)
+        origin = origin_of(self.means)
         z, mu = z - origin, self.means - origin
         precision = torch.exp(-self.log_var)
         constant = self.log_var.sum(1) + self.n_features * math.log(2 * math.pi)
@@ -250,7 +250,7 @@ class Gaussian(Head):
 
     def pullback(self, z: Tensor, ds: Tensor) -> tuple[Tensor, list[Tensor]]:
         """With ds/dz = -(z - mu)/v, ds/dmu = (z - mu)/v and ds/dlog v = ((z - mu)^2/v - 1)/2."""
-        origin = self.means.mean(0)
+        origin = origin_of(self.means)
         z, mu = z - origin, self.means - origin
         precision = torch.exp(-self.log_var)
         total = ds.sum(0)
@@ -263,13 +263,21 @@ class Gaussian(Head):
 
 
 def squared_distances(z: Tensor, centroids: Tensor) -> Tensor:
-    """||z_i - mu_j||^2 (N, K), from one matrix product around the mean centroid."""
-    # The expansion loses the digits that z and mu share, so both move to the mean centroid first;
-    # the distance does not depend on it, hence no gradient through it.
-    origin = centroids.detach().mean(0)
+    """||z_i - mu_j||^2 (N, K), from one matrix product around the middle of the centroids."""
+    origin = origin_of(centroids)
     z, mu = z - origin, centroids - origin
     product = torch.addmm((mu**2).sum(1), z, mu.T, alpha=-2)
     return ((z**2).sum(1, keepdim=True) + product).clamp_min(0)
+
+
+def origin_of(centroids: Tensor) -> Tensor:
+    """Where distances are computed around (D,): the coordinates' median over the centroids.
+
+    The expanded square loses the digits that z and mu share, so both move here first. A mean would
+    do as well but for one far centroid, which would take it, and everybody's digits, along. The
+    distances do not depend on it, hence no gradient through it.
+    """
+    return centroids.detach().median(0).values
 
 
 def as_head(head: Head | Tensor) -> Head:

@@ -8,16 +8,18 @@ Backward keeps z, the head and q; it holds a block of rows at a time beyond its 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from deepclust.kernels._blocks import row_blocks
+from deepclust.kernels._autograd import recomputed
+from deepclust.kernels._blocks import block_sizes, row_blocks
 from deepclust.kernels.heads import Head, head_of
 
 
 def forward(z: Tensor, head: Head) -> Tensor:
-    """Q (N, K)."""
+    """q (N, K)."""
     q = z.new_empty(z.shape[0], head.n_clusters)
     for rows in row_blocks(z.shape[0], max(z.shape[1], head.n_clusters)):
         q[rows] = torch.softmax(head.scores(z[rows].to(head.dtype)), 1)
@@ -25,7 +27,7 @@ def forward(z: Tensor, head: Head) -> Tensor:
 
 
 def backward(dq: Tensor, q: Tensor, z: Tensor, head: Head) -> tuple[Tensor, list[Tensor]]:
-    """Dz (N, D) and the gradients to the head's parameters."""
+    """dz (N, D) and the gradients to the head's parameters."""
     dz = torch.empty_like(z, memory_format=torch.contiguous_format)
     dparams = [
         torch.zeros_like(param, memory_format=torch.contiguous_format) for param in head.params
@@ -40,19 +42,15 @@ def backward(dq: Tensor, q: Tensor, z: Tensor, head: Head) -> tuple[Tensor, list
 
 
 def differentiable(z: Tensor, head: Head) -> Tensor:
-    """Q (N, K) with torch's own derivative, to any order: the witness of all the others."""
-    blocks = list(row_blocks(z.shape[0], max(z.shape[1], head.n_clusters)))
-    if len(blocks) <= 1:
-        return _block(z, head.form, *head.params)
+    """q (N, K) with torch's own derivative, to any order: the witness of all the others."""
+    block = partial(_block, head.form)
+    sizes = block_sizes(z.shape[0], max(z.shape[1], head.n_clusters))
+    if len(sizes) == 1:
+        return block(z, *head.params)
     # What a block keeps for its backward is several times its q: compute it again there instead.
-    return torch.cat(
-        [
-            checkpoint(_block, z[rows], head.form, *head.params, use_reentrant=False)
-            for rows in blocks
-        ]
-    )
+    return torch.cat([recomputed(block, rows, *head.params) for rows in z.split(sizes)])
 
 
-def _block(z: Tensor, form: str, *params: Tensor) -> Tensor:
+def _block(form: str, z: Tensor, *params: Tensor) -> Tensor:
     head = head_of(form, params)
     return torch.softmax(head.scores(z.to(head.dtype)), 1).to(z.dtype)

@@ -97,7 +97,7 @@ class _Assign(torch.autograd.Function):
     ) -> Tensor:
         q = _forward(z, params, form, backend, check)
         ctx.save_for_backward(q, z, *params)
-        ctx.form, ctx.backend = form, backend
+        ctx.form, ctx.backend, ctx.inputs = form, backend, (z, *params)
         return q
 
     @staticmethod

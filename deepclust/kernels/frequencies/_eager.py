@@ -13,7 +13,7 @@ from deepclust.kernels.heads import Head
 
 
 def forward(z: Tensor, head: Head, previous_labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """F (K,) in float64, labels (N,), n_changed ()."""
+    """f (K,) in float64, labels (N,), n_changed ()."""
     n, k = z.shape[0], head.n_clusters
     f = torch.zeros(k, dtype=torch.float64, device=z.device)
     labels = torch.empty(n, dtype=torch.int64, device=z.device)

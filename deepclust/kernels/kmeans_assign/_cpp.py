@@ -10,7 +10,7 @@ from deepclust.kernels import _checks
 
 
 def forward(x: Tensor, centroids: Tensor, check: bool) -> tuple[Tensor, Tensor]:
-    """Labels (N,), sq_dist (N,)."""
+    """labels (N,), sq_dist (N,)."""
     x = x.to(centroids.dtype)
     n, d = x.shape
     labels = torch.empty(n, dtype=torch.int64)

@@ -1,7 +1,7 @@
 """labels_i = argmin_j ||x_i - mu_j||^2 and that smallest squared distance, in plain torch.
 
-The argmin needs only |mu_j|^2 - 2 x_i . mu_j, around the mean centroid; the distance of the winner
-is computed again by direct difference.
+The argmin needs only |mu_j|^2 - 2 x_i . mu_j, around the middle of the centroids; the distance of
+the winner is computed again by direct difference.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from torch import Tensor
 
 from deepclust.kernels import _checks
 from deepclust.kernels._blocks import row_blocks
+from deepclust.kernels.heads import origin_of
 
 
 def forward(x: Tensor, centroids: Tensor, check: bool) -> tuple[Tensor, Tensor]:
-    """Labels (N,), sq_dist (N,)."""
+    """labels (N,), sq_dist (N,)."""
     if check:
         _checks.check_finite("x", x)
     n, dtype = x.shape[0], centroids.dtype
     labels = torch.empty(n, dtype=torch.int64, device=x.device)
     sq_dist = torch.empty(n, dtype=dtype, device=x.device)
-    origin = centroids.mean(0)
+    origin = origin_of(centroids)
     mu = centroids - origin
     half_norms = (mu**2).sum(1) / 2
     for rows in row_blocks(n, max(x.shape[1], centroids.shape[0])):

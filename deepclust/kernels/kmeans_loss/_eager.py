@@ -7,11 +7,13 @@ The forward computes the gradients too; the loss is summed in float64.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from deepclust.kernels._blocks import row_blocks
+from deepclust.kernels._autograd import recomputed
+from deepclust.kernels._blocks import block_sizes, row_blocks
 
 
 def forward(
@@ -39,16 +41,13 @@ def forward(
 
 def differentiable(z: Tensor, centroids: Tensor, labels: Tensor, scale: float) -> Tensor:
     """The loss with torch's own derivative, to any order: the witness of all the others."""
+
+    def block(labels: Tensor, z: Tensor, centroids: Tensor) -> Tensor:
+        difference = z.to(centroids.dtype) - centroids[labels]
+        return difference.square().sum(dtype=torch.float64)
+
+    sizes = block_sizes(z.shape[0], z.shape[1])
     loss = torch.zeros((), dtype=torch.float64, device=z.device)
-    blocks = list(row_blocks(z.shape[0], z.shape[1]))
-
-    def block(z: Tensor, centroids: Tensor, rows: slice) -> Tensor:
-        difference = z[rows].to(centroids.dtype) - centroids[labels[rows]]
-        return (difference**2).sum(dtype=torch.float64)
-
-    for rows in blocks:
-        if len(blocks) == 1:
-            loss = loss + block(z, centroids, rows)
-        else:
-            loss = loss + checkpoint(block, z, centroids, rows, use_reentrant=False)
+    for part, labels_part in zip(z.split(sizes), labels.split(sizes), strict=True):
+        loss = loss + recomputed(partial(block, labels_part), part, centroids)
     return scale * loss

@@ -123,6 +123,7 @@ class _KMeansLoss(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, centroids: Tensor, *settings: Any) -> Tensor:
         loss, dz, dmu = _forward(z, centroids, *settings)
         ctx.save_for_backward(dz, dmu)
+        ctx.inputs = (z, centroids)
         return loss
 
     @staticmethod

@@ -14,7 +14,7 @@ from deepclust.kernels._blocks import row_blocks
 def forward(
     x: Tensor, labels: Tensor, n_clusters: int, sample_weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Sums (K, D) and counts (K,), in float64."""
+    """sums (K, D) and counts (K,), in float64."""
     sums = torch.zeros(n_clusters, x.shape[1], dtype=torch.float64, device=x.device)
     counts = torch.zeros(n_clusters, dtype=torch.float64, device=x.device)
     for rows in row_blocks(x.shape[0], x.shape[1]):

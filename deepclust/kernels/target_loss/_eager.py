@@ -12,12 +12,13 @@ The loss is summed in float64.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from deepclust.kernels._blocks import row_blocks
+from deepclust.kernels._autograd import recomputed
+from deepclust.kernels._blocks import block_sizes, row_blocks
 from deepclust.kernels.heads import Head, head_of
 from deepclust.kernels.target_loss.snapshot import Snapshot, probabilities
 
@@ -50,30 +51,30 @@ def differentiable(
     z: Tensor, head: Head, target: Tensor | Snapshot, kind: str, scale: float
 ) -> Tensor:
     """The loss with torch's own derivative, to any order: the witness of all the others."""
-    loss = torch.zeros((), dtype=torch.float64, device=z.device)
-    blocks = list(row_blocks(z.shape[0], max(z.shape[1], head.n_clusters)))
 
-    def block(z: Tensor, rows: slice, *params: Tensor) -> Tensor:
-        s = head_of(head.form, params).scores(z[rows].to(params[0].dtype))
+    def block(rows: slice, z: Tensor, *params: Tensor) -> Tensor:
+        s = head_of(head.form, params).scores(z.to(head.dtype))
         with torch.no_grad():
-            p, entropy = target_rows(target, rows, s.dtype, kind)
+            p, entropy = target_rows(target, rows, head.dtype, kind)
         kl = entropy + p.sum(1) * torch.logsumexp(s, 1) - (p * s).sum(1)
         return kl.sum(dtype=torch.float64)
 
-    for rows in blocks:
-        if len(blocks) == 1:
-            loss = loss + block(z, rows, *head.params)
-        else:
-            # N x K numbers would be kept for backward otherwise; each block is computed again
-            # there.
-            loss = loss + checkpoint(block, z, rows, *head.params, use_reentrant=False)
+    sizes = block_sizes(z.shape[0], max(z.shape[1], head.n_clusters))
+    if len(sizes) == 1:
+        return scale * block(slice(None), z, *head.params)
+    loss = torch.zeros((), dtype=torch.float64, device=z.device)
+    start = 0
+    for part in z.split(sizes):
+        rows = slice(start, start := start + len(part))
+        # N x K numbers would be kept for backward; each block is computed again there instead.
+        loss = loss + recomputed(partial(block, rows), part, *head.params)
     return scale * loss
 
 
 def target_rows(
     target: Tensor | Snapshot, rows: slice, dtype: torch.dtype, kind: str
 ) -> tuple[Tensor, Tensor]:
-    """P (rows, K), and sum_j p_ij log p_ij (rows,), which the cross-entropy leaves out."""
+    """p (rows, K), and sum_j p_ij log p_ij (rows,), which the cross-entropy leaves out."""
     if isinstance(target, Tensor):
         p = target[rows].to(dtype)
         entropy = torch.special.xlogy(p, p).sum(1) if kind == "kl" else p.new_zeros(p.shape[0])

@@ -33,7 +33,7 @@ def target_loss(
     """Divergence from a target to the soft assignment, with q and its gradient never stored.
 
     kind="kl": sum_ij p_ij log(p_ij / q_ij), the loss of DEC (eq. 2 of Xie et al., 2016);
-    kind="ce": -sum_ij p_ij log q_ij, the loss of DEPICT (eq. 9 of Dizaji et al., 2017). Gradients
+    kind="ce": -sum_ij p_ij log q_ij, the loss of DEPICT (eq. 8 of Dizaji et al., 2017). Gradients
     are those of eqs. 4 and 5 of DEC, for any head, and are computed in the forward pass.
 
     Args:
@@ -161,6 +161,7 @@ class _TargetLoss(torch.autograd.Function):
     def forward(ctx: Any, settings: Any, form: str, z: Tensor, *params: Tensor) -> Tensor:
         loss, dz, dparams = _forward(z, params, form, *settings)
         ctx.save_for_backward(dz, *dparams)
+        ctx.inputs = (z, *params)
         return loss
 
     @staticmethod

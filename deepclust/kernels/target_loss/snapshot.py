@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from deepclust.kernels import _checks, heads
+from deepclust.kernels import _checks, _dispatch, heads
 from deepclust.kernels._blocks import full_precision, row_blocks
 from deepclust.kernels.frequencies.op import frequencies as cluster_frequencies
 from deepclust.kernels.heads import Head
@@ -30,8 +30,8 @@ class Snapshot:
         z: Embeddings (N, D), by reference: a tensor, or one over a memory map. Changing it in place
             changes the target.
         head: A copy of the head.
-        bias: The column bias power * (log u - log f) / 2 (K,); where power is infinite, without
-            that factor.
+        bias: The column bias power * (log u - log f) / 2 (K,), up to a constant, in float32 or
+            float64; where power is infinite, without that factor.
         power: The power of q in p; infinity makes p one-hot.
 
     Example:
@@ -67,12 +67,12 @@ class Snapshot:
         Returns:
             p (N, K) in the type of the head's tensors.
         """
-        dtype = _checks.compute_dtype(self.bias.dtype)
+        dtype = self.bias.dtype
         p = torch.empty(len(self), self.head.n_clusters, dtype=dtype, device=self.bias.device)
         with torch.no_grad(), full_precision(self.bias):
             for rows in row_blocks(len(self), max(self.z.shape[1], self.head.n_clusters)):
                 p[rows] = probabilities(self.logits(rows, dtype), self.power)
-        return p.to(self.bias.dtype)
+        return p.to(self.head.dtype)
 
     def logits(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """The rows' t = power * s + bias (without the power where it is infinite), in `dtype`."""
@@ -107,7 +107,7 @@ def snapshot_of(form: str, tensors: list[Tensor]) -> Snapshot:
 
 
 def probabilities(t: Tensor, power: float) -> Tensor:
-    """P = softmax_j(t), or one-hot at the largest t where the power is infinite."""
+    """p = softmax_j(t), or one-hot at the largest t where the power is infinite."""
     if math.isinf(power):
         return torch.zeros_like(t).scatter_(1, t.argmax(1, keepdim=True), 1)
     return torch.softmax(t, 1)
@@ -161,40 +161,48 @@ def freeze_target(
         tensor(0.0812)
     """
     head = heads.as_head(head)
+    _dispatch.check_options(backend, precision)
     z = _over_memory(z)
+    heads.check_inputs(z, head)
+    k = head.n_clusters
     if not (isinstance(power, (int, float)) and power > 0):
         raise ValueError(f"power: got {power!r}; it takes a number above 0, or infinity")
-    _checks.check_matrix("z", z, head.n_features)
-    k = head.n_clusters
+    look = _checks.wants_check(check, z)
     if frequencies is None:
-        heads.check_inputs(z, head)
         frequencies, _, _ = cluster_frequencies(
             z, head, backend=backend, precision=precision, check=check
         )
-    _checks.check_vector("frequencies", frequencies, k)
+    else:
+        _checks.check_vector("frequencies", frequencies, k)
+        if look:
+            heads.check_values(z, head)
+            _checks.check_nonnegative("frequencies", frequencies)
     tiny = torch.finfo(torch.float32).tiny
     bias = -frequencies.double().clamp_min(tiny).log()
     if prior is not None:
         _checks.check_vector("prior", prior, k)
-        if _checks.wants_check(check, prior):
+        if look:
             _checks.check_nonnegative("prior", prior)
             total = float(prior.sum(dtype=torch.float64))
             if abs(total - 1) > 1e-3:
                 raise ValueError(f"prior: got a sum of {total:.6g}; it takes shares that sum to 1")
         bias = bias + prior.to(bias.device, torch.float64).clamp_min(tiny).log()
     bias = bias / 2 if math.isinf(power) else bias * power / 2
-    # A common shift changes no p; centred, the bias keeps its digits in float32.
-    bias = bias - bias.max()
-    params = head.frozen().params
-    return Snapshot(
-        z, head.with_params(params), bias.to(params[0].device, params[0].dtype), float(power)
-    )
+    # A common shift changes no p; around its median, the bias keeps its digits in float32.
+    bias = bias - bias.median()
+    head = head.frozen()
+    bias = bias.to(z.device, _checks.compute_dtype(head.dtype))
+    return Snapshot(z, head, bias, float(power))
 
 
 def _over_memory(z: Tensor | np.ndarray[Any, Any]) -> Tensor:
     """A tensor over the same memory; for a memory map nothing is read yet."""
     if isinstance(z, Tensor):
         return z.detach()
+    if not isinstance(z, np.ndarray):
+        raise TypeError(
+            f"z: got {type(z).__name__}; it takes a torch.Tensor or a NumPy array (N, D)"
+        )
     with warnings.catch_warnings():
         # A read-only map stays read-only: nothing here writes to z.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ")

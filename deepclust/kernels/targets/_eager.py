@@ -1,4 +1,4 @@
-"""p_ij = q_ij^power (u_j / f_j)^(power/2), divided by its row sum: the target from a stored q.
+"""p_ij = (q_ij (u_j / f_j)^(1/2))^power, divided by its row sum: the target from a stored q.
 
 DEC     power 2, u uniform     q^2 / f
 DEPICT  power 1                q (u / f)^(1/2)
@@ -13,21 +13,20 @@ from deepclust.kernels._blocks import row_blocks
 
 
 def forward(q: Tensor, frequencies: Tensor | None, prior: Tensor | None, power: float) -> Tensor:
-    """P (N, K)."""
+    """p (N, K)."""
     if frequencies is None:
         frequencies = torch.zeros(q.shape[1], dtype=torch.float64, device=q.device)
         for rows in row_blocks(q.shape[0], q.shape[1]):
             frequencies += q[rows].sum(0, dtype=torch.float64)
-    ratio = 1 / frequencies.clamp_min(torch.finfo(q.dtype).tiny)
-    if prior is not None:
-        ratio = ratio * prior
-    # The row sum cancels any common factor, and a largest factor of 1 keeps float32 in its range.
-    factor = (ratio / ratio.max()).pow(power / 2).to(q.dtype)
-    p = torch.empty_like(q, memory_format=torch.contiguous_format)
     tiny = torch.finfo(q.dtype).tiny
+    factor = frequencies.double().clamp_min(tiny).rsqrt()
+    if prior is not None:
+        factor = factor * prior.double().sqrt()
+    factor = factor.to(q.dtype)
+    p = torch.empty_like(q, memory_format=torch.contiguous_format)
     for rows in row_blocks(q.shape[0], q.shape[1]):
-        # Scaled by the row's largest q, so that the power of a small q does not underflow.
-        scaled = q[rows] / q[rows].amax(1, keepdim=True).clamp_min(tiny)
-        weighted = scaled.pow(power) * factor
-        torch.div(weighted, weighted.sum(1, keepdim=True).clamp_min(tiny), out=p[rows])
+        # q_ij <= f_j keeps this within 1; divided by the row's largest, no power underflows.
+        ratio = q[rows] * factor
+        weight = (ratio / ratio.amax(1, keepdim=True).clamp_min(tiny)).pow(power)
+        p[rows] = weight / weight.sum(1, keepdim=True).clamp_min(tiny)
     return p

@@ -57,7 +57,7 @@ def depict_target(
 ) -> Tensor:
     """The target distribution of DEPICT: q with its columns normalised, then its rows.
 
-    p_ij = q_ij (u_j / f_j)^(1/2) / sum_l q_il (u_l / f_l)^(1/2), f_j = sum_i q_ij: eq. 8 of Dizaji
+    p_ij = q_ij (u_j / f_j)^(1/2) / sum_l q_il (u_l / f_l)^(1/2), f_j = sum_i q_ij: eq. 7 of Dizaji
     et al. (2017), whose letters are the other way round (their P is the prediction, q here). The
     code that its authors published uses the square instead: that is `dec_target`.
 
