@@ -1,6 +1,7 @@
 """DEC over seeds, beside k-means and autoencoder + k-means: accuracy, spread, wall time, curves.
 
     python experiments/dec.py DATA --seeds 0 1 2 3 4 --out FILE.json [--set name=value ...]
+                              [--network CHECKPOINT]   (the autoencoder of another run, as it is)
 
 One JSON file, written anew after each seed; seeds that it holds already are skipped, and a seed
 that was interrupted goes on from its checkpoint beside the file. Labels are read for the figures
@@ -71,7 +72,7 @@ def run_seed(
         "updates": dec.n_iter_,
         "stopped": dec.stop_reasons_["cluster"],
         "curve": curve.points,
-        "reconstruction": dec.history_["tune/reconstruction"][:: max(1, dec.n_iter_ // 2000)],
+        "reconstruction": dec.history_.get("tune/reconstruction", [])[::5],
     }
 
 
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--restarts", type=int, default=20, help="of k-means on the raw data")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--network", type=Path, help="skip the pre-training: take this run's")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = {}
@@ -107,6 +109,16 @@ def main() -> None:
             settings[name] = json.loads(value)
         except json.JSONDecodeError:
             settings[name] = value
+    shown = dict(settings)
+    if args.network is not None:
+        weights = _files.load_tree(args.network, kind="checkpoint")["method"]
+        prefix = "network."
+        settings["pretrained"] = {
+            name.removeprefix(prefix): value
+            for name, value in weights.items()
+            if name.startswith(prefix)
+        }
+        shown["pretrained"] = args.network.name
     data = datasets.load(args.data)
     k = len(np.unique(data.y))
     config = {
@@ -114,7 +126,7 @@ def main() -> None:
         "n": len(data),
         "n_features": data.X.shape[1],
         "n_clusters": k,
-        "settings": settings,
+        "settings": shown,
         "k-means restarts": args.restarts,
         "threads": args.threads,
     }

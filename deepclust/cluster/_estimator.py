@@ -84,6 +84,10 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             raise ValueError(
                 f"n_clusters: got {self.n_clusters}, but X has only {distinct} distinct rows"
             )
+        # A backend that cannot run the clustering fails now, not after the pre-training.
+        one = torch.zeros(1, 1, device=device)
+        target = F.freeze_target(one, one, backend=self.backend)
+        F.target_loss(one, one, target, backend=self.backend)
         tree = self._interrupted_tree() if resume else None
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if tree is not None:

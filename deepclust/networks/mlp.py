@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +34,14 @@ class MLPAutoencoder(nn.Module):
 
     def __init__(self, sizes: Sequence[int], *, init_std: float | None = None) -> None:
         super().__init__()
-        if len(sizes) < 2 or min(sizes) < 1:
+        try:
+            self.sizes = tuple(index(size) for size in sizes)
+        except TypeError:
+            self.sizes = ()
+        if len(self.sizes) < 2 or min(self.sizes) < 1:
             raise ValueError(
                 f"sizes: got {tuple(sizes)}; it takes two or more integers of at least 1"
             )
-        self.sizes = tuple(int(size) for size in sizes)
         self.encoder = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(self.sizes))
         self.decoder = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(self.sizes[::-1]))
         if init_std is not None:
