@@ -13,7 +13,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from deepclust import functional as F
 from deepclust.cluster import DEC, KMeans
-from deepclust.cluster.dec import PRESETS, DECMethod
+from deepclust.cluster.dec import PRESETS, DECMethod, gaussian_likelihood
 from deepclust.datasets import load_digits
 from deepclust.metrics import clustering_accuracy
 
@@ -146,26 +146,44 @@ def test_scale_makes_the_mean_square_one(digits):
         np.testing.assert_allclose(float(dec._method.scale), expected, rtol=1e-5)
 
 
-def test_restarts_are_judged_by_the_mixture_that_is_trained(digits):
-    method = DEC(10, nu=2.0)._build(64)
-    z = torch.randn(300, 10, generator=torch.Generator().manual_seed(0))
-    mu = z[:10].clone()
-    d2 = ((z[:, None] - mu) ** 2).sum(-1).double()
-    expected = torch.logsumexp(-1.5 * torch.log1p(d2 / 2), 1).mean()
-    np.testing.assert_allclose(method.log_likelihood(z, mu), expected, rtol=1e-5)
+def test_gaussian_likelihood_is_the_formula_and_sees_shape():
+    rng = np.random.default_rng(0)
+    # Two long thin clusters side by side: cutting both across has the lower inertia.
+    z = np.concatenate([rng.normal(size=(400, 2)) * (3, 0.1) + (0, y) for y in (-1, 1)])
+    apart = np.repeat([0, 1], 400)
+    across = (z[:, 0] > 0).astype(np.int64)
+    scores = {}
+    for name, labels in (("apart", apart), ("across", across)):
+        scores[name] = gaussian_likelihood(torch.from_numpy(z), labels)
+        expected = 0.0
+        for j in (0, 1):
+            rows = z[labels == j]
+            covariance = np.cov(rows.T, bias=True) + 1e-3 * z.var(0).mean() * np.eye(2)
+            share = len(rows) / 800
+            expected += share * (np.log(share) - np.log(np.linalg.det(covariance)) / 2)
+        np.testing.assert_allclose(scores[name], expected, rtol=1e-10)
+    inertia = {
+        name: sum(((z[labels == j] - z[labels == j].mean(0)) ** 2).sum() for j in (0, 1))
+        for name, labels in (("apart", apart), ("across", across))
+    }
+    assert inertia["across"] < inertia["apart"]
+    assert scores["apart"] > scores["across"]
+    # One row in a cluster of its own is finite.
+    assert np.isfinite(gaussian_likelihood(torch.from_numpy(z), (np.arange(800) == 0) * 1))
 
+
+def test_the_best_restart_is_kept(digits):
     starts = {}
 
     def record(run):
         if run.stage.name == "cluster" and run.update == 0:
-            starts[criterion] = run.method.log_likelihood(
-                run.map(run.method.embed), run.method.layer.centroids.detach()
-            )
+            z = run.map(run.method.embed)
+            starts[n_init] = gaussian_likelihood(z, run.state["labels"].numpy())
 
-    for criterion in ("inertia", "likelihood"):
-        settings = {**SMALL, "max_updates": 0, "n_init": 5, "init_criterion": criterion}
+    for n_init in (1, 6):
+        settings = {**SMALL, "max_updates": 0, "n_init": n_init}
         DEC(10, **settings, callbacks=[record]).fit(digits.X)
-    assert starts["likelihood"] >= starts["inertia"]
+    assert starts[6] >= starts[1]
 
 
 def test_given_centroids_start_the_clustering(fitted, digits):
