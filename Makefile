@@ -31,7 +31,8 @@ $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(CPP)
 
 demo: setup  ## cluster the handwritten digits that scikit-learn carries; writes demo-report/report.html
 	@echo "demo: deep clustering of 1,797 handwritten digits"
-	@$(BIN)/python -m deepclust fit digits --n-clusters 10 --out demo-report --overwrite
+	@$(BIN)/python -m deepclust fit digits --n-clusters 10 --out demo-report --overwrite \
+		--set 'hidden=[256, 512]'
 
 test: lint types layers doctest  ## every check: lint, types, imports, examples, tests three times over
 	@$(BIN)/python -c 'import torch, deepclust._C' || \

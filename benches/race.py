@@ -151,7 +151,7 @@ def race(benchmark: Any, machine: Machine, request: pytest.FixtureRequest) -> Ra
             work=work,
             shape=shape,
             sizes=SHAPES[shape],
-            data=request.node.callspec.params.get("data", ""),
+            data=request.node.callspec.params["data"] if hasattr(request.node, "callspec") else "",
             ours=ours.name,
             seconds=seconds,
             # The first round of a peer is the warm-up of ours.
