@@ -39,7 +39,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         tol: A start ends when the centroids move by less than tol times the mean variance of the
             columns, in squared distance.
         random_state: Seed or RandomState.
-        backend: "auto", "eager", "cpp" or "triton".
+        backend: "auto", "eager", "cpp" or "triton", for the assignment; the update of the centroids
+            follows "eager" and otherwise takes the fastest that is there.
         verbose: 1 prints the inertia of each start.
 
     Attributes:

@@ -95,6 +95,17 @@ def check_label_range(name: str, value: Tensor, n_clusters: int) -> None:
         raise ValueError(f"{name}: got {found}; it takes labels from 0 to {n_clusters - 1}")
 
 
+def check_reduction(reduction: str) -> None:
+    """Require "mean" or "sum"."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: got {reduction!r}; it takes 'mean' or 'sum'")
+
+
+def scale_of(z: Tensor, reduction: str) -> float:
+    """What a sum over the rows of z is multiplied by; a mean over no rows is 0."""
+    return 1.0 / max(z.shape[0], 1) if reduction == "mean" else 1.0
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type that sums and products are computed in: at least float32."""
     return torch.float32 if dtype in _HALF else dtype

@@ -56,8 +56,7 @@ def kmeans_loss(
     _checks.check_clusters("centroids", centroids)
     _checks.check_matrix("z", z, centroids.shape[1])
     _checks.check_together(z=z, centroids=centroids)
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction: got {reduction!r}; it takes 'mean' or 'sum'")
+    _checks.check_reduction(reduction)
     if labels is not None:
         _checks.check_labels("labels", labels, z.shape[0])
         _checks.check_same_device(z=z, labels=labels)
@@ -67,7 +66,7 @@ def kmeans_loss(
         dtype = _checks.compute_dtype(z.dtype)
         with full_precision(z):
             loss: Tensor = kernel.differentiable(
-                z, centroids.to(dtype), labels, _scale(z, reduction)
+                z, centroids.to(dtype), labels, _checks.scale_of(z, reduction)
             ).to(dtype)
         return loss
     needs_grad = torch.is_grad_enabled() and (z.requires_grad or centroids.requires_grad)
@@ -79,10 +78,6 @@ def kmeans_loss(
         return _forward(*args)[0]
     loss = apply(_KMeansLoss, *args)
     return loss
-
-
-def _scale(z: Tensor, reduction: str) -> float:
-    return 1.0 / max(z.shape[0], 1) if reduction == "mean" else 1.0
 
 
 def _labels(
@@ -113,7 +108,7 @@ def _forward(
     with torch.no_grad(), full_precision(z):
         labels = _labels(z, centroids, labels, backend, check)
         loss, dz, dmu = kernel.forward(
-            z, centroids.to(dtype), labels, _scale(z, reduction), needs_grad
+            z, centroids.to(dtype), labels, _checks.scale_of(z, reduction), needs_grad
         )
     return loss.to(dtype), dz, dmu.to(centroids.dtype)
 

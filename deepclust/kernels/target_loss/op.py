@@ -15,7 +15,6 @@ from deepclust.kernels.heads import Head
 from deepclust.kernels.target_loss.snapshot import Snapshot, snapshot_of
 
 KINDS = ("kl", "ce")
-REDUCTIONS = ("mean", "sum")
 _GIVEN = "given"  # the target_form of a stored p
 
 
@@ -70,8 +69,7 @@ def target_loss(
     head = heads.as_head(head)
     _dispatch.check_options(backend, precision)
     heads.check_inputs(z, head)
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: got {reduction!r}; it takes 'mean' or 'sum'")
+    _checks.check_reduction(reduction)
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}; it takes 'kl' or 'ce'")
     _check_target(z, head, target)
@@ -85,7 +83,7 @@ def target_loss(
         dtype = _checks.compute_dtype(z.dtype)
         with full_precision(z):
             loss: Tensor = kernel.differentiable(
-                z, head.to(dtype), _target(tensors, form), kind, _scale(z, reduction)
+                z, head.to(dtype), _target(tensors, form), kind, _checks.scale_of(z, reduction)
             ).to(dtype)
         return loss
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (z, *head.params))
@@ -121,10 +119,6 @@ def _target(tensors: list[Tensor], form: str) -> Tensor | Snapshot:
     return tensors[0] if form == _GIVEN else snapshot_of(form, tensors)
 
 
-def _scale(z: Tensor, reduction: str) -> float:
-    return 1.0 / max(z.shape[0], 1) if reduction == "mean" else 1.0
-
-
 def _check(z: Tensor, head: Head, tensors: list[Tensor], form: str, check: bool) -> None:
     if _checks.wants_check(check, z):
         heads.check_values(z, head)
@@ -150,7 +144,12 @@ def _forward(
     kernel = _dispatch.kernel("target_loss", backend, z.device)
     with torch.no_grad(), full_precision(z):
         loss, dz, dparams = kernel.forward(
-            z, head.to(dtype), _target(target, target_form), kind, _scale(z, reduction), needs_grad
+            z,
+            head.to(dtype),
+            _target(target, target_form),
+            kind,
+            _checks.scale_of(z, reduction),
+            needs_grad,
         )
     # zip also when dparams is empty: nothing is asked for then.
     return loss.to(dtype), dz, [g.to(p.dtype) for g, p in zip(dparams, params, strict=False)]
