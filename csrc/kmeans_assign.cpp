@@ -2,202 +2,136 @@
 //
 //   labels_i = argmin_j s_ij        sq_dist_i = sum_e (x_ie - mu_je)^2,  j = labels_i
 //
-//   d <= 32:  s_ij = sum_e (x_ie - mu_je)^2
-//   d >  32:  s_ij = ||m_j||^2 / 2 - z_i . m_j,   z_i = x_i - c,  m_j = mu_j - c,  c = mean_j mu_j
+//   d <= 16:  s_ij = sum_e (x_ie - mu_je)^2
+//   else:     s_ij = ||m_j||^2 / 2 - z_i . m_j,   z_i = x_i - c,  m_j = mu_j - c
 //
-// The second is (||z_i - m_j||^2 - ||z_i||^2) / 2: a row's own norm moves no minimum. Centring,
-// done while packing (no centred copy of x exists), makes it invariant to translation. It still
-// rounds more than direct differences do, so a row whose two best scores are closer than that
-// rounding is decided by direct differences, and so is every sq_dist. Ties go to the lowest index;
-// a NaN never wins.
+// The second is (||z_i - m_j||^2 - ||z_i||^2) / 2: a row's own norm moves no minimum. It takes one
+// operation a term instead of two, around the origin c of heads.h. It still rounds more than direct
+// differences do, so a row whose two best scores are closer than that rounding is decided by direct
+// differences, and so is every sq_dist. Ties go to the lowest index; a NaN never wins.
 //
-// Memory: the centroids packed once, k x d; for each thread a block of points, 64 x d. Both are
-// packed in the order in which a tile of kPoints x kCentroids scores reads them. The tile stays in
-// registers for the whole sum over d, and only the running minimum leaves it. Reads n d + k d
-// numbers; 3 n k d operations, or 2 n k d.
-//
-// Threads: chunks of at most 512 rows, of which each writes its own part of the outputs. A row's
-// arithmetic depends neither on its chunk nor on its place there.
+// Memory: the centroids packed once; for each thread a block of points. The tile of scores stays in
+// registers, and only the running minimum leaves it. Reads n d + k d numbers; 2 n k d operations,
+// or 3 n k d.
 
 #include "kmeans_assign.h"
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
-#include <vector>
+#include "blocks.h"
+#include "kernels.h"
 
-#include "lanes.h"
-#include "parallel.h"
-
-namespace deepclust {
+namespace deepclust::DEEPCLUST_ISA {
 namespace {
 
-constexpr int64_t kDirectWidth = 32;     // up to here a third operation costs less than its error
-constexpr int64_t kBlockRows = 64;       // points served by one reading of the centroids
-constexpr int64_t kMaxChunkBlocks = 8;   // light rows are handed out 512 at a time
-constexpr int64_t kChunkWork = 1 << 18;  // multiply-adds that make handing out a chunk cheap
-constexpr int64_t kRunLength = 128;      // terms in one running sum; a longer sum adds up such sums
-constexpr int kCentroids = 4;            // with kVectors: 8 accumulators, which fit 16 registers
-constexpr int kVectors = 2;
-template <typename T>
-constexpr int kPoints = kVectors * kLanes<T>;
-template <typename T>
-constexpr T kInfinity = std::numeric_limits<T>::infinity();
+constexpr int64_t kDirectWidth = 16;  // up to here finding sq_dist afterwards costs as much
 
 template <typename T>
 struct PackedCentroids {
-    int64_t n_tiles;
-    std::vector<T> centre;  // (d): c, or zero for direct differences
-    std::vector<T> m;       // (n_tiles, d, kCentroids)
-    std::vector<T> offset;  // (n_tiles, kCentroids): ||m_j||^2 / 2, or zero for direct differences
-};
+    int64_t stride;
+    Buffer<T> origin;    // (stride): c, or zeros for direct differences
+    PackedColumns<T> m;  // (d, k)
+    Buffer<T> offset;  // (m.tiling.padded()): ||m_j||^2 / 2, or zero; Inf, which never wins, past k
 
-template <typename T>
-PackedCentroids<T> pack_centroids(Matrix<T> mu, int64_t d, int64_t k, bool direct, int n_threads) {
-    const int64_t n_tiles = (k + kCentroids - 1) / kCentroids;
-    // Padding has m = 0 and offset = Inf: it scores Inf, which never wins.
-    PackedCentroids<T> packed{n_tiles, std::vector<T>(d), std::vector<T>(n_tiles * d * kCentroids),
-                              std::vector<T>(n_tiles * kCentroids, kInfinity<T>)};
-    if (!direct) {
-        std::vector<double> sum(d);
-        for (int64_t j = 0; j < k; ++j)
-            for (int64_t e = 0; e < d; ++e) sum[e] += mu(j, e);
-        for (int64_t e = 0; e < d; ++e) packed.centre[e] = static_cast<T>(sum[e] / k);
-    }
-    n_threads = useful_threads(n_threads, n_tiles, double(k) * double(d));
-    for_each_chunk(n_tiles, n_threads, [&](int64_t tile, int) {
-        for (int64_t j = tile * kCentroids; j < std::min(k, (tile + 1) * kCentroids); ++j) {
-            T* m = &packed.m[tile * d * kCentroids + j % kCentroids];
+    PackedCentroids(const KMeansAssign<T>& call, bool direct)
+        : stride(round_up<T>(call.d)), origin(stride) {
+        for (int64_t e = 0; e < stride; ++e) origin[e] = 0;
+        if (!direct) median_origin(call.mu, call.k, call.d, origin.get());
+        m = PackedColumns<T>(call.d, call.k,
+                             [&](int64_t e, int64_t j) { return call.mu(j, e) - origin[e]; });
+        offset = Buffer<T>(m.tiling.padded());
+        for (int64_t j = 0; j < m.tiling.padded(); ++j) {
             double sq_norm = 0;
-            for (int64_t e = 0; e < d; ++e) {
-                const T value = mu(j, e) - packed.centre[e];
-                m[e * kCentroids] = value;
+            for (int64_t e = 0; e < call.d && j < call.k && !direct; ++e) {
+                const T value = call.mu(j, e) - origin[e];
                 sq_norm += double(value) * value;
             }
-            packed.offset[j] = direct ? T(0) : static_cast<T>(sq_norm / 2);
+            offset[j] = j < call.k ? static_cast<T>(sq_norm / 2) : kInfinity<T>;
         }
-    });
-    return packed;
-}
+    }
+};
 
-// z (d, kPoints) from rows [first, first + width) of x; a ragged last panel repeats its last row.
-template <typename T>
-void pack_panel(Matrix<T> x, int64_t first, int64_t width, int64_t d, const T* centre, T* z) {
-    const T* row[kPoints<T>];
-    for (int i = 0; i < kPoints<T>; ++i) row[i] = x.row(first + std::min<int64_t>(i, width - 1));
+// IN/OUT sum: (z - m)^2, summed over d.
+template <int kWidth, typename T>
+inline void add_sq_differences(const T* z, const T* m, int64_t d,
+                               Lanes<T> (&sum)[kWidth][kVectors]) {
     for (int64_t e = 0; e < d; ++e)
-        for (int i = 0; i < kPoints<T>; ++i)
-            z[e * kPoints<T> + i] = row[i][e * x.col_stride] - centre[e];
-}
-
-// OUT sq_norm (kPoints): ||z_i||^2. Returns whether all are finite, as they are not with NaN or
-// Inf.
-template <typename T>
-bool sq_norms(const T* z, int64_t d, T* sq_norm) {
-    Lanes<T> sum[kVectors] = {};
-    for (int64_t e = 0; e < d; ++e)
-        for (int v = 0; v < kVectors; ++v) {
-            const Lanes<T> z_v = load(z + e * kPoints<T> + v * kLanes<T>);
-            sum[v] += z_v * z_v;
-        }
-    bool finite = true;
-    for (int v = 0; v < kVectors; ++v) store(sq_norm + v * kLanes<T>, sum[v]);
-    for (int i = 0; i < kPoints<T>; ++i) finite &= sq_norm[i] < kInfinity<T>;
-    return finite;
-}
-
-template <typename T>
-int64_t first_bad_row(Matrix<T> x, int64_t first, int64_t width, int64_t d) {
-    for (int64_t i = first; i < first + width; ++i)
-        for (int64_t e = 0; e < d; ++e)
-            if (!std::isfinite(x(i, e))) return i;
-    return -1;
-}
-
-// IN z (d, kPoints), m (d, kCentroids); IN/OUT sum: (z - m)^2 or z m, summed over d.
-template <bool kDirect, typename T>
-inline void add_products(const T* z, const T* m, int64_t d, Lanes<T> (&sum)[kCentroids][kVectors]) {
-    for (int64_t e = 0; e < d; ++e)
-        for (int j = 0; j < kCentroids; ++j)
+        for (int j = 0; j < kWidth; ++j)
             for (int v = 0; v < kVectors; ++v) {
-                const Lanes<T> z_v = load(z + e * kPoints<T> + v * kLanes<T>);
-                const Lanes<T> m_j = broadcast(m[e * kCentroids + j]);
-                if constexpr (kDirect)
-                    sum[j][v] += (z_v - m_j) * (z_v - m_j);
-                else
-                    sum[j][v] += z_v * m_j;
+                const Lanes<T> difference =
+                    load(z + e * kPoints<T> + v * kLanes<T>) - broadcast(m[e * kWidth + j]);
+                sum[j][v] += difference * difference;
             }
 }
 
-// The running minima of the scores of a block's points, and where they were found.
+// The running minima of the scores of a panel's points, and where they were found.
 template <typename T>
 struct Minima {
-    T best[kBlockRows], second[kBlockRows];
-    IntLike<T> label[kBlockRows];
+    T best[kPoints<T>], second[kPoints<T>];
+    IntLike<T> label[kPoints<T>];
 };
 
-// Folds the scores of one tile into the minima of its points, minima[first, first + kPoints).
-// IN z (d, kPoints), m (d, kCentroids), offset (kCentroids).
-template <bool kDirect, typename T>
-void fold_tile(const T* z, const T* m, const T* offset, int64_t d, int64_t first_centroid,
-               int64_t first, Minima<T>& minima) {
-    Lanes<T> s[kCentroids][kVectors];
-    for (int j = 0; j < kCentroids; ++j)
-        for (int v = 0; v < kVectors; ++v) s[j][v] = broadcast(offset[j]);
+// Folds the scores of one tile of centroids into the minima of a panel's points.
+template <bool kDirect, int kWidth, typename T>
+void fold_tile(const T* z, const PackedCentroids<T>& packed, int64_t tile, Minima<T>& minima) {
+    const int64_t d = packed.m.length;
+    const T* const m = packed.m.tile(tile);
+    Lanes<T> s[kWidth][kVectors];
+    for (int j = 0; j < kWidth; ++j)
+        for (int v = 0; v < kVectors; ++v) s[j][v] = broadcast(packed.offset[tile * kWidth + j]);
     if constexpr (kDirect) {
-        add_products<true>(z, m, d, s);
+        add_sq_differences<kWidth>(z, m, d, s);
     } else {
         for (int64_t e = 0; e < d; e += kRunLength) {
-            Lanes<T> sum[kCentroids][kVectors] = {};
-            add_products<false>(z + e * kPoints<T>, m + e * kCentroids, std::min(kRunLength, d - e),
-                                sum);
-            for (int j = 0; j < kCentroids; ++j)
+            Lanes<T> sum[kWidth][kVectors] = {};
+            add_products(z + e * kPoints<T>, kPoints<T>, m + e * kWidth, kWidth, 1,
+                         least(kRunLength, d - e), sum);
+            for (int j = 0; j < kWidth; ++j)
                 for (int v = 0; v < kVectors; ++v) s[j][v] -= sum[j][v];
         }
     }
-
     for (int v = 0; v < kVectors; ++v) {
-        const int64_t at = first + v * kLanes<T>;
+        const int at = v * kLanes<T>;
         Lanes<T> best = load(minima.best + at), second = load(minima.second + at);
-        Lanes<IntLike<T>> label = load(minima.label + at);
-        for (int j = 0; j < kCentroids; ++j) {
+        IntLanes<T> label = load(minima.label + at);
+        for (int j = 0; j < kWidth; ++j) {
             const auto wins = s[j][v] < best;
-            const Lanes<T> loser = wins ? best : s[j][v];
-            second = loser < second ? loser : second;
+            if constexpr (!kDirect) second = min(second, max(s[j][v], best));
             best = wins ? s[j][v] : best;
-            label = wins ? broadcast(static_cast<IntLike<T>>(first_centroid + j)) : label;
+            label = wins ? broadcast(static_cast<IntLike<T>>(tile * kWidth + j)) : label;
         }
-        store(minima.best + at, best);
-        if constexpr (!kDirect) store(minima.second + at, second);
-        store(minima.label + at, label);
+        store<T>(minima.best + at, best);
+        store<T>(minima.second + at, second);
+        store<IntLike<T>>(minima.label + at, label);
     }
 }
 
 // sum_e (x_e - mu_e)^2, in kRun interleaved running sums.
+// Never inlined, where a multiplication and an addition may be fused at one place and not at
+// another.
 template <typename T>
-inline T direct_sq_dist(const T* x, int64_t x_stride, const T* mu, int64_t mu_stride, int64_t d) {
+__attribute__((noinline)) T sq_dist_between(const T* x, const T* mu, int64_t d) {
     constexpr int kRun = 16;
     T sum[kRun] = {};
     int64_t e = 0;
     for (; e + kRun <= d; e += kRun)
         for (int i = 0; i < kRun; ++i) {
-            const T diff = x[(e + i) * x_stride] - mu[(e + i) * mu_stride];
-            sum[i] += diff * diff;
+            const T difference = x[e + i] - mu[e + i];
+            sum[i] += difference * difference;
         }
     for (int i = 0; e < d; ++e, ++i) {
-        const T diff = x[e * x_stride] - mu[e * mu_stride];
-        sum[i] += diff * diff;
+        const T difference = x[e] - mu[e];
+        sum[i] += difference * difference;
     }
     for (int half = kRun / 2; half > 0; half /= 2)
         for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
     return sum[0];
 }
 
+// Row i of x with its numbers side by side: where it is, or copied there.
 template <typename T>
-T sq_dist_between(Matrix<T> x, int64_t i, Matrix<T> mu, int64_t j, int64_t d) {
-    return x.col_stride == 1 && mu.col_stride == 1  // constant strides make the first one vectorise
-               ? direct_sq_dist(x.row(i), 1, mu.row(j), 1, d)
-               : direct_sq_dist(x.row(i), x.col_stride, mu.row(j), mu.col_stride, d);
+inline const T* row_of(Matrix<T> x, int64_t i, int64_t d, T* copy) {
+    if (x.col_stride == 1) return x.row(i);
+    for (int64_t e = 0; e < d; ++e) copy[e] = x(i, e);
+    return copy;
 }
 
 // How far apart the two best scores of a row must be for rounding to have left the winner alone.
@@ -214,97 +148,84 @@ T clear_margin(T z_sq_norm, T half_m_sq_norm, int64_t d) {
     return 5 * gamma * a * a;
 }
 
-// One thread's buffers.
-template <typename T>
-struct Block {
-    std::vector<T> z;  // (kBlockRows / kPoints, d, kPoints)
-    T sq_norm[kBlockRows];
-    Minima<T> minima;
-    int64_t first_bad = -1;
-};
-
-// Labels and distances of rows [first, first + rows), rows <= kBlockRows.
 template <bool kDirect, typename T>
-void assign_block(Matrix<T> x, Matrix<T> mu, const PackedCentroids<T>& packed, int64_t first,
-                  int64_t rows, int64_t d, int64_t k, int64_t* labels, T* sq_dist, bool check,
-                  Block<T>& block) {
-    for (int64_t i = 0; i < rows; i += kPoints<T>) {
-        const int64_t width = std::min<int64_t>(kPoints<T>, rows - i);
-        T* z = &block.z[i * d];
-        pack_panel(x, first + i, width, d, packed.centre.data(), z);
-        if (kDirect && !check) continue;
-        const bool finite = sq_norms(z, d, block.sq_norm + i);
-        if (check && !finite && block.first_bad < 0)
-            block.first_bad = first_bad_row(x, first + i, width, d);
-    }
+BadRow assign(const KMeansAssign<T>& call) {
+    const int64_t d = call.d;
+    const PackedCentroids<T> packed(call, kDirect);
+    const int64_t panel_size = packed.stride * kPoints<T>;
+    const Grid grid(call.n, kPoints<T>, panel_size * int64_t(sizeof(T)));
+    const int64_t n_panels = grid.block_rows / kPoints<T>;
+    Layout layout;
+    const int64_t panels_at = layout.add(n_panels * panel_size);
+    const int64_t norms_at = layout.add(grid.block_rows);
+    const int64_t x_at = layout.add(d), mu_at = layout.add(d);  // for rows that are strided
 
-    Minima<T>& minima = block.minima;
-    std::fill_n(minima.best, kBlockRows, kInfinity<T>);
-    std::fill_n(minima.second, kBlockRows, kInfinity<T>);
-    std::fill_n(minima.label, kBlockRows, 0);
-    for (int64_t tile = 0; tile < packed.n_tiles; ++tile)
-        for (int64_t i = 0; i < rows; i += kPoints<T>)
-            fold_tile<kDirect>(&block.z[i * d], &packed.m[tile * d * kCentroids],
-                               &packed.offset[tile * kCentroids], d, tile * kCentroids, i, minima);
-
-    for (int64_t i = 0; i < rows; ++i) {
-        int64_t label = minima.label[i];
-        T nearest = minima.best[i];
-        if constexpr (!kDirect) {
-            nearest = sq_dist_between(x, first + i, mu, label, d);
-            const T margin = clear_margin(block.sq_norm[i], packed.offset[label], d);
-            if (!(minima.second[i] - minima.best[i] > margin)) {  // true of overflow and NaN, too
-                nearest = kInfinity<T>;
-                for (int64_t j = 0; j < k; ++j) {
-                    const T candidate = sq_dist_between(x, first + i, mu, j, d);
-                    if (candidate < nearest) nearest = candidate, label = j;
-                }
+    const auto assign_block = [&](int64_t block, T* memory) {
+        const int64_t first = block * grid.block_rows, n_rows = grid.rows_of(block);
+        T* const sq_norm = memory + norms_at;
+        Minima<T> minima[kMaxPanels];
+        BadRow bad;
+        int64_t n_used = 0;
+        for (int64_t at = 0; at < n_rows; at += kPoints<T>, ++n_used) {
+            const int64_t width = least(kPoints<T>, n_rows - at);
+            T* const panel = memory + panels_at + n_used * panel_size;
+            load_panel(call.x, call.n, first + at, d,
+                       kDirect ? nullptr : static_cast<const T*>(packed.origin.get()), panel,
+                       sq_norm + at);
+            if (call.check && !all_finite(sq_norm + at)) {
+                const int64_t row = first_bad_row(call.x, first + at, width, d, false);
+                if (row >= 0) bad.note({0, row});
+            }
+            for (int i = 0; i < kPoints<T>; ++i) {
+                minima[n_used].best[i] = minima[n_used].second[i] = kInfinity<T>;
+                minima[n_used].label[i] = 0;
             }
         }
-        labels[first + i] = label;
-        sq_dist[first + i] = nearest;
-    }
-}
-
-template <bool kDirect, typename T>
-int64_t assign(Matrix<T> x, Matrix<T> mu, int64_t n, int64_t d, int64_t k, int64_t* labels,
-               T* sq_dist, int n_threads, bool check) {
-    const PackedCentroids<T> packed = pack_centroids(mu, d, k, kDirect, n_threads);
-    const double work_per_block = double(kBlockRows) * double(k) * double(d);
-    const int64_t chunk_rows =
-        kBlockRows *
-        static_cast<int64_t>(std::clamp(kChunkWork / work_per_block, 1.0, double(kMaxChunkBlocks)));
-    const int64_t n_chunks = (n + chunk_rows - 1) / chunk_rows;
-    n_threads = useful_threads(n_threads, n_chunks, double(n) * double(k) * double(d));
-    std::vector<Block<T>> blocks(n_threads);
-    for (Block<T>& block : blocks) block.z.resize(kBlockRows * d);
-
-    for_each_chunk(n_chunks, n_threads, [&](int64_t chunk, int thread) {
-        const int64_t end = std::min(n, (chunk + 1) * chunk_rows);
-        for (int64_t first = chunk * chunk_rows; first < end; first += kBlockRows)
-            assign_block<kDirect>(x, mu, packed, first, std::min(kBlockRows, end - first), d, k,
-                                  labels, sq_dist, check, blocks[thread]);
-    });
-
-    int64_t first_bad = -1;
-    for (const Block<T>& block : blocks)
-        if (block.first_bad >= 0 && (first_bad < 0 || block.first_bad < first_bad))
-            first_bad = block.first_bad;
-    return first_bad;
+        with_width(static_cast<int>(packed.m.tiling.width), [&](auto width) {
+            for (int64_t tile = 0; tile < packed.m.tiling.n_tiles; ++tile)
+                for (int64_t p = 0; p < n_used; ++p)
+                    fold_tile<kDirect, width()>(memory + panels_at + p * panel_size, packed, tile,
+                                                minima[p]);
+        });
+        for (int64_t i = 0; i < n_rows; ++i) {
+            const Minima<T>& found = minima[i / kPoints<T>];
+            const int64_t lane = i % kPoints<T>;
+            int64_t label = found.label[lane];
+            T nearest = found.best[lane];
+            if constexpr (!kDirect) {
+                const T* const x = row_of(call.x, first + i, d, memory + x_at);
+                const auto mu = [&](int64_t j) { return row_of(call.mu, j, d, memory + mu_at); };
+                nearest = sq_dist_between(x, mu(label), d);
+                const T margin = clear_margin(sq_norm[i], packed.offset[label], d);
+                if (!(found.second[lane] - found.best[lane] > margin)) {  // true of NaN, too
+                    nearest = kInfinity<T>;
+                    for (int64_t j = 0; j < call.k; ++j) {
+                        const T candidate = sq_dist_between(x, mu(j), d);
+                        if (candidate < nearest) nearest = candidate, label = j;
+                    }
+                }
+            }
+            call.labels[first + i] = label;
+            call.sq_dist[first + i] = nearest;
+        }
+        return bad;
+    };
+    BadRow bad;
+    const int64_t row = call.check ? first_bad_row(call.mu, 0, call.k, d, false) : -1;
+    if (row >= 0) bad = {1, row};
+    return for_each_with_memory<T>(grid.n_blocks, layout,
+                                   double(call.n) * double(call.k) * double(d), call.n_threads, bad,
+                                   assign_block);
 }
 
 }  // namespace
 
 template <typename T>
-int64_t kmeans_assign(Matrix<T> x, Matrix<T> mu, int64_t n, int64_t d, int64_t k, int64_t* labels,
-                      T* sq_dist, int n_threads, bool check) {
-    return d <= kDirectWidth ? assign<true>(x, mu, n, d, k, labels, sq_dist, n_threads, check)
-                             : assign<false>(x, mu, n, d, k, labels, sq_dist, n_threads, check);
+BadRow kmeans_assign(const KMeansAssign<T>& call) {
+    return call.d <= kDirectWidth ? assign<true>(call) : assign<false>(call);
 }
 
-template int64_t kmeans_assign(Matrix<float>, Matrix<float>, int64_t, int64_t, int64_t, int64_t*,
-                               float*, int, bool);
-template int64_t kmeans_assign(Matrix<double>, Matrix<double>, int64_t, int64_t, int64_t, int64_t*,
-                               double*, int, bool);
+template BadRow kmeans_assign(const KMeansAssign<float>&);
+template BadRow kmeans_assign(const KMeansAssign<double>&);
 
-}  // namespace deepclust
+}  // namespace deepclust::DEEPCLUST_ISA

@@ -1,38 +1,53 @@
 // Vectors of one register's width, for the instruction set that the including file is compiled for.
 //
 // GCC's and Clang's vector extension: +, -, *, <, and mask ? a : b work lane by lane, on any
-// target.
+// target. Every file of kernels is compiled once for each instruction set, into a namespace of its
+// own: DEEPCLUST_ISA. Such files use no containers of the standard library: the linker would keep
+// one copy of their functions for all, and that might be the one that this processor cannot run.
 
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
+#include <utility>
 
-namespace deepclust {
-namespace {  // compiled once for each instruction set, so no definition may be shared between files
+namespace deepclust::DEEPCLUST_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kRegisterBytes = 64;
+constexpr int kRegisters = 32;
 #elif defined(__AVX__)
 constexpr int kRegisterBytes = 32;
+constexpr int kRegisters = 16;
 #else
 constexpr int kRegisterBytes = 16;
+constexpr int kRegisters = 16;
 #endif
 
 template <typename T>
 constexpr int kLanes = kRegisterBytes / sizeof(T);
 
-template <typename T>
-struct LanesOf {
-    typedef T type __attribute__((vector_size(kRegisterBytes)));
-};
-template <typename T>
-using Lanes = typename LanesOf<T>::type;
-
 // An integer as wide as T: what comparing two Lanes<T> gives, lane by lane.
 template <typename T>
 using IntLike = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
+template <typename T>
+struct LanesOf {
+    typedef T type __attribute__((vector_size(kRegisterBytes)));
+    typedef double as_double __attribute__((vector_size(kRegisterBytes / sizeof(T) * 8)));
+};
+template <typename T>
+using Lanes = typename LanesOf<T>::type;
+template <typename T>
+using IntLanes = Lanes<IntLike<T>>;
+// As many doubles as there are lanes of T: sums over many rows are kept in these.
+template <typename T>
+using DoubleLanes = typename LanesOf<T>::as_double;
+
+template <typename T>
+constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
 template <typename T>
 inline Lanes<T> load(const T* from) {
@@ -51,5 +66,65 @@ inline Lanes<T> broadcast(T value) {
     return value - Lanes<T>{};
 }
 
-}  // namespace
-}  // namespace deepclust
+template <typename V>
+inline V min(V a, V b) {
+    return a < b ? a : b;
+}
+
+template <typename V>
+inline V max(V a, V b) {
+    return a < b ? b : a;
+}
+
+template <typename To, typename From>
+inline To bits_as(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <typename T>
+inline DoubleLanes<T> widen(Lanes<T> lanes) {
+    return __builtin_convertvector(lanes, DoubleLanes<T>);
+}
+
+// The sum of as many doubles as T has lanes, always in the same order.
+template <typename T>
+inline double sum_of_doubles(DoubleLanes<T> lanes) {
+    double sum[kLanes<T>];
+    std::memcpy(sum, &lanes, sizeof sum);
+    for (int half = kLanes<T> / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+    return sum[0];
+}
+
+template <typename T, int... kFrom>
+inline Lanes<T> shuffle(Lanes<T> a, Lanes<T> b) {
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, kFrom...);
+#else
+    return __builtin_shuffle(a, b, IntLanes<T>{kFrom...});
+#endif
+}
+
+// Of two rows of a matrix of blocks kHalf wide, exchanges a's odd blocks with b's even ones.
+template <typename T, int kHalf, int... kLane>
+inline void exchange(Lanes<T>& a, Lanes<T>& b, std::integer_sequence<int, kLane...>) {
+    constexpr int kB = sizeof...(kLane);  // where b's lanes begin
+    const Lanes<T> even = shuffle<T, (kLane & kHalf ? kB + (kLane ^ kHalf) : kLane)...>(a, b);
+    b = shuffle<T, (kLane & kHalf ? kB + kLane : kLane ^ kHalf)...>(a, b);
+    a = even;
+}
+
+// IN/OUT rows: a square matrix, one row a register.
+template <typename T, int kHalf = kLanes<T> / 2>
+inline void transpose(Lanes<T> (&rows)[kLanes<T>]) {
+    for (int i = 0; i < kLanes<T>; ++i)
+        if (!(i & kHalf))
+            exchange<T, kHalf>(rows[i], rows[i | kHalf],
+                               std::make_integer_sequence<int, kLanes<T>>());
+    if constexpr (kHalf > 1) transpose<T, kHalf / 2>(rows);
+}
+
+}  // namespace deepclust::DEEPCLUST_ISA

@@ -1,5 +1,13 @@
 #include "parallel.h"
 
+#include <algorithm>
+
+#ifdef _OPENMP
+#include <omp.h>
+
+#include <thread>
+#endif
+
 #ifdef __linux__
 #include <pthread.h>
 
@@ -11,7 +19,8 @@
 namespace deepclust {
 namespace {
 
-bool forked = false;
+// Whether this process was forked without exec, before or after the library was loaded.
+[[maybe_unused]] bool forked = false;
 
 #ifdef __linux__
 // The kernel's own record, for a library that is loaded only after the fork.
@@ -36,8 +45,29 @@ bool loaded_in_forked_child() {
 
 }  // namespace
 
-bool is_forked() {
-    return forked;
+int useful_threads(int n_threads, int64_t n_chunks, double work) {
+    constexpr double kWorkPerThread = 1 << 18;  // some 10 to 50 us
+    const double most = static_cast<double>(std::min<int64_t>(n_threads, n_chunks));
+    return static_cast<int>(std::max(1.0, std::min(work / kWorkPerThread, most)));
+}
+
+void run_chunks(int64_t n_chunks, [[maybe_unused]] int n_threads,
+                void (*body)(const void*, int64_t, int), const void* context) {
+#ifdef _OPENMP
+    if (n_threads > 1) {
+        const auto region = [=] {
+#pragma omp parallel for schedule(monotonic : dynamic) num_threads(n_threads)
+            for (int64_t chunk = 0; chunk < n_chunks; ++chunk)
+                body(context, chunk, omp_get_thread_num());
+        };
+        if (forked)
+            std::thread(region).join();
+        else
+            region();
+        return;
+    }
+#endif
+    for (int64_t chunk = 0; chunk < n_chunks; ++chunk) body(context, chunk, 0);
 }
 
 }  // namespace deepclust

@@ -10,46 +10,28 @@
 
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-
-#ifdef _OPENMP
-#include <omp.h>
-
-#include <thread>
-#endif
 
 namespace deepclust {
 
-// Whether this process was forked without exec, before or after the library was loaded.
-bool is_forked();
-
 // The threads worth waking for n_chunks chunks of `work` multiply-adds in all: a thread has to earn
 // its start.
-inline int useful_threads(int n_threads, int64_t n_chunks, double work) {
-    constexpr double kWorkPerThread = 1 << 18;  // some 50 us
-    const double most = static_cast<double>(std::min<int64_t>(n_threads, n_chunks));
-    return static_cast<int>(std::max(1.0, std::min(work / kWorkPerThread, most)));
-}
+int useful_threads(int n_threads, int64_t n_chunks, double work);
 
-// Calls body(chunk, thread) for each chunk in [0, n_chunks), on n_threads threads or fewer,
-// numbered from 0. Each thread meets its chunks in rising order. The body must not throw.
+// Calls body(context, chunk, thread) for each chunk in [0, n_chunks), on n_threads threads or
+// fewer, numbered from 0. Each thread meets its chunks in rising order. The body must not throw.
+void run_chunks(int64_t n_chunks, int n_threads, void (*body)(const void*, int64_t, int),
+                const void* context);
+
+// The same for body(chunk, thread).
 template <typename Body>
-void for_each_chunk(int64_t n_chunks, [[maybe_unused]] int n_threads, const Body& body) {
-#ifdef _OPENMP
-    if (n_threads > 1) {
-        const auto region = [&] {
-#pragma omp parallel for schedule(monotonic : dynamic) num_threads(n_threads)
-            for (int64_t chunk = 0; chunk < n_chunks; ++chunk) body(chunk, omp_get_thread_num());
-        };
-        if (is_forked())
-            std::thread(region).join();
-        else
-            region();
-        return;
-    }
-#endif
-    for (int64_t chunk = 0; chunk < n_chunks; ++chunk) body(chunk, 0);
+void for_each_chunk(int64_t n_chunks, int n_threads, const Body& body) {
+    run_chunks(
+        n_chunks, n_threads,
+        [](const void* context, int64_t chunk, int thread) {
+            (*static_cast<const Body*>(context))(chunk, thread);
+        },
+        &body);
 }
 
 }  // namespace deepclust

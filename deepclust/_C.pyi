@@ -1,41 +1,106 @@
-"""The compiled kernels: raw pointers in, no checks of shapes; see `deepclust.functional`."""
+# The compiled kernels: see csrc/bindings.cpp. Addresses are of memory that outlives the call.
 
-def isa() -> str:
-    """Name the instruction set that the kernels use on this machine."""
+_Matrix = tuple[int, int, int]  # address, row stride, column stride
+_Head = tuple[str, float, int, int, list[int]]  # kind, nu, k, d, addresses of the parameters
+_Bad = tuple[int, int] | None  # the input and the row that were refused
 
+def isa() -> str: ...
+def assign_forward(
+    z: _Matrix, n: int, head: _Head, dtype: str, q: int, n_threads: int, check: bool, /
+) -> _Bad: ...
+def assign_backward(
+    dq: _Matrix,
+    q: _Matrix,
+    z: _Matrix,
+    n: int,
+    head: _Head,
+    dtype: str,
+    dz: int,
+    dparams: list[int],
+    n_threads: int,
+    /,
+) -> _Bad: ...
+def frequencies(
+    z: _Matrix,
+    n: int,
+    head: _Head,
+    dtype: str,
+    previous: int,
+    f: int,
+    labels: int,
+    n_changed: int,
+    n_threads: int,
+    check: bool,
+    /,
+) -> _Bad: ...
+def targets(
+    q: _Matrix,
+    n: int,
+    k: int,
+    dtype: str,
+    frequencies: int,
+    prior: int,
+    power: float,
+    p: int,
+    n_threads: int,
+    check: bool,
+    /,
+) -> _Bad: ...
+def target_loss(
+    z: _Matrix,
+    n: int,
+    head: _Head,
+    target: tuple[_Matrix] | tuple[_Matrix, _Head, int, float],
+    kl: bool,
+    scale: float,
+    dtype: str,
+    loss: int,
+    dz: int,
+    dparams: list[int],
+    n_threads: int,
+    check: bool,
+    /,
+) -> _Bad: ...
 def kmeans_assign(
-    x_ptr: int,
-    x_strides: tuple[int, int],
-    c_ptr: int,
-    c_strides: tuple[int, int],
+    x: _Matrix,
+    centroids: _Matrix,
     n: int,
     d: int,
     k: int,
     dtype: str,
-    labels_ptr: int,
-    sq_dist_ptr: int,
+    labels: int,
+    sq_dist: int,
     n_threads: int,
     check: bool,
-) -> int:
-    """Write the nearest centroid of each of n points, and its squared distance.
-
-    Args:
-        x_ptr: Address of x (n, d).
-        x_strides: Strides of x in elements; may be zero or negative.
-        c_ptr: Address of the centroids (k, d), of the same type as x.
-        c_strides: Strides of the centroids in elements.
-        n: Points; may be 0.
-        d: Width, at least 1.
-        k: Centroids, at least 1.
-        dtype: ``"float32"`` or ``"float64"``.
-        labels_ptr: Address of n int64, contiguous; written.
-        sq_dist_ptr: Address of n numbers of type ``dtype``, contiguous; written.
-        n_threads: The most threads to use, at least 1. Results do not depend on it.
-        check: Look for NaN and Inf in x.
-
-    Returns:
-        The first row of x that has NaN or Inf, or -1 (always -1 without ``check``).
-
-    Raises:
-        ValueError: An argument out of the range above.
-    """
+    /,
+) -> _Bad: ...
+def kmeans_update(
+    x: _Matrix,
+    n: int,
+    d: int,
+    k: int,
+    dtype: str,
+    labels: int,
+    weight: int,
+    sums: int,
+    counts: int,
+    n_threads: int,
+    check: bool,
+    /,
+) -> _Bad: ...
+def kmeans_loss(
+    z: _Matrix,
+    centroids: _Matrix,
+    n: int,
+    d: int,
+    k: int,
+    dtype: str,
+    labels: int,
+    scale: float,
+    loss: int,
+    dz: int,
+    dmu: int,
+    n_threads: int,
+    check: bool,
+    /,
+) -> _Bad: ...

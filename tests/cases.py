@@ -2,7 +2,8 @@
 
 The rule: `eager` stays within an error budget worked out from the formula, the type's unit roundoff
 and the magnitudes at hand (`budget.py`); any other backend errs at most twice what `eager` errs at
-the same type on the same input, plus rounding. Errors are against the float64 oracles.
+the same type on the same input, plus rounding, or a quarter of the budget: on one input either may
+be lucky, and `test_accuracy.py` compares the two over many. Errors are against the float64 oracles.
 """
 
 from __future__ import annotations
@@ -219,7 +220,7 @@ def judge(
         else:
             rounding = 4 * torch.finfo(value.dtype).eps * np.abs(exact).max(initial=0.0)
             of_eager = np.abs(as_numpy(eager[name]) - exact).max(initial=0.0)
-            allowed = 2 * of_eager + rounding
+            allowed = np.maximum(2 * of_eager + rounding, np.asarray(budget[name]) / 4)
             if backend == "auto":
                 # Eager's own gradient by hand, where nothing compiled exists: as good as the budget
                 # of the formula, though no better than that where torch's derivative got lucky.

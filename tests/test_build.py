@@ -32,11 +32,9 @@ def assign(x, c, n_threads=2, check=True):
     (n, d), k = x.shape, c.shape[0]
     labels = np.full(n, -(2**40), np.int64)
     sq_dist = np.full(n, np.nan, x.dtype)
-    bad_row = _C.kmeans_assign(
-        x.ctypes.data,
-        strides(x),
-        c.ctypes.data,
-        strides(c),
+    bad = _C.kmeans_assign(
+        (x.ctypes.data, *strides(x)),
+        (c.ctypes.data, *strides(c)),
         n,
         d,
         k,
@@ -46,7 +44,7 @@ def assign(x, c, n_threads=2, check=True):
         n_threads,
         check,
     )
-    return labels, sq_dist, bad_row
+    return labels, sq_dist, -1 if bad is None else bad[1]
 
 
 def distances(x, c):
@@ -222,21 +220,19 @@ def test_groups_far_from_each_other(d):
 )
 def test_bad_arguments(changed, message):
     arguments = {
-        "x_ptr": 0,
-        "x_strides": (1, 1),
-        "c_ptr": 0,
-        "c_strides": (1, 1),
+        "x": (0, 1, 1),
+        "centroids": (0, 1, 1),
         "n": 0,
         "d": 1,
         "k": 1,
         "dtype": "float32",
-        "labels_ptr": 0,
-        "sq_dist_ptr": 0,
+        "labels": 0,
+        "sq_dist": 0,
         "n_threads": 1,
         "check": True,
     }
     with pytest.raises(ValueError, match=message):
-        _C.kmeans_assign(**(arguments | changed))
+        _C.kmeans_assign(*(arguments | changed).values())
 
 
 FORK = """
@@ -250,7 +246,8 @@ def assign():
     from deepclust import _C
     x = np.random.default_rng(0).standard_normal((20000, 64))
     labels, sq_dist = np.empty(20000, np.int64), np.empty(20000)
-    _C.kmeans_assign(x.ctypes.data, (64, 1), x.ctypes.data, (64, 1), 20000, 64, 30, "float64",
+    matrix = (x.ctypes.data, 64, 1)
+    _C.kmeans_assign(matrix, matrix, 20000, 64, 30, "float64",
                      labels.ctypes.data, sq_dist.ctypes.data, 4, True)
     return labels
 

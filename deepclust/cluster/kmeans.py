@@ -39,8 +39,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         tol: A start ends when the centroids move by less than tol times the mean variance of the
             columns, in squared distance.
         random_state: Seed or RandomState.
-        backend: "auto", "eager", "cpp" or "triton", for the assignment; the update of the centroids
-            follows "eager" and otherwise takes the fastest that is there.
+        backend: "auto", "eager", "cpp" or "triton".
         verbose: 1 prints the inertia of each start.
 
     Attributes:
@@ -267,7 +266,7 @@ def lloyd(
         if previous is not None and torch.equal(labels, previous):
             converged = True  # these centroids are the means of these labels already
             break
-        sums, counts = F.kmeans_update(x, labels, k, weight, backend=_update(backend), check=False)
+        sums, counts = F.kmeans_update(x, labels, k, weight, backend=backend, check=False)
         _fill_empty(sums, counts, x, weight, labels, sq_dist)
         moved = torch.where(counts.unsqueeze(1) > 0, sums / counts.unsqueeze(1), centroids)
         shift = _total((moved - centroids) ** 2)
@@ -277,10 +276,6 @@ def lloyd(
             break
     labels, sq_dist = F.kmeans_assign(x, centroids, backend=backend, check=False)
     return _total(sq_dist * weight), centroids, labels, n_iter, converged
-
-
-def _update(backend: str) -> str:
-    return backend if backend == "eager" else "auto"
 
 
 def _fill_empty(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,13 @@ class _NoSecondDerivative(torch.autograd.Function):
             "the fused kernels have no second derivative: call the function with "
             'backend="eager", which has'
         )
+
+
+def scaled(gradients: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor]:
+    """Gradients times what comes from above, in their own memory: nobody else may have them."""
+    if factor.device.type == "cpu" and factor.item() == 1:
+        return gradients
+    return [gradient.mul_(factor) for gradient in gradients]
 
 
 def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

@@ -91,8 +91,12 @@ def check_label_range(name: str, value: Tensor, n_clusters: int) -> None:
         return
     low, high = (int(bound) for bound in torch.aminmax(value))
     if low < 0 or high >= n_clusters:
-        found = low if low < 0 else high
-        raise ValueError(f"{name}: got {found}; it takes labels from 0 to {n_clusters - 1}")
+        bad_label(name, low if low < 0 else high, n_clusters)
+
+
+def bad_label(name: str, label: int, n_clusters: int) -> None:
+    """Raise the error for a label out of range."""
+    raise ValueError(f"{name}: got {label}; it takes labels from 0 to {n_clusters - 1}")
 
 
 def check_reduction(reduction: str) -> None:

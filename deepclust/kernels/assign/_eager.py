@@ -15,11 +15,13 @@ from torch import Tensor
 
 from deepclust.kernels._autograd import recomputed
 from deepclust.kernels._blocks import block_sizes, row_blocks
-from deepclust.kernels.heads import Head, head_of
+from deepclust.kernels.heads import Head, check_values, head_of
 
 
-def forward(z: Tensor, head: Head) -> Tensor:
+def forward(z: Tensor, head: Head, check: bool) -> Tensor:
     """q (N, K)."""
+    if check:
+        check_values(z, head)
     q = z.new_empty(z.shape[0], head.n_clusters)
     for rows in row_blocks(z.shape[0], max(z.shape[1], head.n_clusters)):
         q[rows] = torch.softmax(head.scores(z[rows].to(head.dtype)), 1)
@@ -41,8 +43,10 @@ def backward(dq: Tensor, q: Tensor, z: Tensor, head: Head) -> tuple[Tensor, list
     return dz, dparams
 
 
-def differentiable(z: Tensor, head: Head) -> Tensor:
+def differentiable(z: Tensor, head: Head, check: bool) -> Tensor:
     """q (N, K) with torch's own derivative, to any order: the witness of all the others."""
+    if check:
+        check_values(z, head)
     block = partial(_block, head.form)
     sizes = block_sizes(z.shape[0], max(z.shape[1], head.n_clusters))
     if len(sizes) == 1:

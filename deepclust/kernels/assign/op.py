@@ -56,27 +56,20 @@ def assign(
         q: Tensor = torch.ops.deepclust.assign(z, list(head.params), head.form, backend, check)
         return q
     if backend == "eager":
-        _check(z, head, check)
         kernel = _dispatch.kernel("assign", backend, z.device)
+        head = head.to(_checks.compute_dtype(z.dtype))
         with full_precision(z):
-            q = kernel.differentiable(z, head.to(_checks.compute_dtype(z.dtype)))
+            q = kernel.differentiable(z, head, _checks.wants_check(check, z))
         return q
     q = apply(_Assign, z, head.form, backend, check, *head.params)
     return q
 
 
-def _check(z: Tensor, head: Head, check: bool) -> None:
-    if _checks.wants_check(check, z):
-        heads.check_values(z, head)
-
-
 def _forward(z: Tensor, params: Sequence[Tensor], form: str, backend: str, check: bool) -> Tensor:
-    head = heads.head_of(form, params)
-    _check(z, head, check)
+    head = heads.head_of(form, params).to(_checks.compute_dtype(z.dtype))
+    kernel = _dispatch.kernel("assign", backend, z.device)
     with full_precision(z):
-        q: Tensor = _dispatch.kernel("assign", backend, z.device).forward(
-            z, head.to(_checks.compute_dtype(z.dtype))
-        )
+        q: Tensor = kernel.forward(z, head, _checks.wants_check(check, z))
     return q
 
 

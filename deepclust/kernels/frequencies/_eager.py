@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from deepclust.kernels._blocks import row_blocks
-from deepclust.kernels.heads import Head
+from deepclust.kernels.heads import Head, check_values
 
 
-def forward(z: Tensor, head: Head, previous_labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    z: Tensor, head: Head, previous_labels: Tensor | None, check: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """f (K,) in float64, labels (N,), n_changed ()."""
+    if check:
+        check_values(z, head)
     n, k = z.shape[0], head.n_clusters
     f = torch.zeros(k, dtype=torch.float64, device=z.device)
     labels = torch.empty(n, dtype=torch.int64, device=z.device)

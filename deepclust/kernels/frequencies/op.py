@@ -74,12 +74,12 @@ def _forward(
     check: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     head = heads.head_of(form, params)
-    if _checks.wants_check(check, z):
-        heads.check_values(z, head)
     dtype = _checks.compute_dtype(z.dtype)
     kernel = _dispatch.kernel("frequencies", backend, z.device)
     with full_precision(z):
-        f, labels, n_changed = kernel.forward(z, head.to(dtype), previous_labels)
+        f, labels, n_changed = kernel.forward(
+            z, head.to(dtype), previous_labels, _checks.wants_check(check, z)
+        )
     return f.to(dtype), labels, n_changed
 
 

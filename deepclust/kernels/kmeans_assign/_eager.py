@@ -18,6 +18,7 @@ def forward(x: Tensor, centroids: Tensor, check: bool) -> tuple[Tensor, Tensor]:
     """labels (N,), sq_dist (N,)."""
     if check:
         _checks.check_finite("x", x)
+        _checks.check_finite("centroids", centroids)
     n, dtype = x.shape[0], centroids.dtype
     labels = torch.empty(n, dtype=torch.int64, device=x.device)
     sq_dist = torch.empty(n, dtype=dtype, device=x.device)

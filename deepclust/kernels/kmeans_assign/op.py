@@ -57,12 +57,10 @@ def kmeans_assign(
 
 @torch.no_grad()
 def _forward(x: Tensor, centroids: Tensor, backend: str, check: bool) -> tuple[Tensor, Tensor]:
-    check = _checks.wants_check(check, x)
-    if check:
-        _checks.check_finite("centroids", centroids)
     kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+    centroids = centroids.to(_checks.compute_dtype(x.dtype))
     with full_precision(x):
-        labels, sq_dist = kernel.forward(x, centroids.to(_checks.compute_dtype(x.dtype)), check)
+        labels, sq_dist = kernel.forward(x, centroids, _checks.wants_check(check, x))
     return labels, sq_dist
 
 

@@ -14,12 +14,15 @@ from torch import Tensor
 
 from deepclust.kernels._autograd import recomputed
 from deepclust.kernels._blocks import block_sizes, row_blocks
+from deepclust.kernels._checks import check_finite, check_label_range
 
 
 def forward(
-    z: Tensor, centroids: Tensor, labels: Tensor, scale: float, needs_grad: bool
+    z: Tensor, centroids: Tensor, labels: Tensor, scale: float, needs_grad: bool, check: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss (), dz (N, D) and dmu (K, D), all times `scale`."""
+    if check:
+        _check(z, centroids, labels)
     loss = torch.zeros((), dtype=torch.float64, device=z.device)
     dz = (
         torch.empty_like(z, memory_format=torch.contiguous_format) if needs_grad else z.new_empty(0)
@@ -39,8 +42,18 @@ def forward(
     return scale * loss, dz, dmu
 
 
-def differentiable(z: Tensor, centroids: Tensor, labels: Tensor, scale: float) -> Tensor:
+def _check(z: Tensor, centroids: Tensor, labels: Tensor) -> None:
+    check_finite("z", z)
+    check_finite("centroids", centroids)
+    check_label_range("labels", labels, len(centroids))
+
+
+def differentiable(
+    z: Tensor, centroids: Tensor, labels: Tensor, scale: float, check: bool
+) -> Tensor:
     """The loss with torch's own derivative, to any order: the witness of all the others."""
+    if check:
+        _check(z, centroids, labels)
 
     def block(labels: Tensor, z: Tensor, centroids: Tensor) -> Tensor:
         difference = z.to(centroids.dtype) - centroids[labels]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deepclust.kernels import _checks, _dispatch
-from deepclust.kernels._autograd import apply, first_order_only
+from deepclust.kernels._autograd import apply, first_order_only, scaled
 from deepclust.kernels._blocks import full_precision
 from deepclust.kernels.kmeans_assign.op import kmeans_assign
 
@@ -61,12 +61,12 @@ def kmeans_loss(
         _checks.check_labels("labels", labels, z.shape[0])
         _checks.check_same_device(z=z, labels=labels)
     if backend == "eager" and not torch.compiler.is_compiling():
-        labels = _labels(z, centroids, labels, backend, check)
+        labels, check = _labels(z, centroids, labels, backend, check)
         kernel = _dispatch.kernel("kmeans_loss", backend, z.device)
         dtype = _checks.compute_dtype(z.dtype)
         with full_precision(z):
             loss: Tensor = kernel.differentiable(
-                z, centroids.to(dtype), labels, _checks.scale_of(z, reduction)
+                z, centroids.to(dtype), labels, _checks.scale_of(z, reduction), check
             ).to(dtype)
         return loss
     needs_grad = torch.is_grad_enabled() and (z.requires_grad or centroids.requires_grad)
@@ -82,16 +82,15 @@ def kmeans_loss(
 
 def _labels(
     z: Tensor, centroids: Tensor, labels: Tensor | None, backend: str, check: bool
-) -> Tensor:
-    """The given labels, checked, or those of the nearest centroids."""
-    if _checks.wants_check(check, z):
-        _checks.check_finite("z", z)
-        _checks.check_finite("centroids", centroids)
-        if labels is not None:
-            _checks.check_label_range("labels", labels, centroids.shape[0])
+) -> tuple[Tensor, bool]:
+    """The labels, given or found, and whether the values are still to be looked at."""
     if labels is None:
-        labels, _ = kmeans_assign(z.detach(), centroids.detach(), backend=backend, check=False)
-    return labels
+        try:
+            found, _ = kmeans_assign(z.detach(), centroids.detach(), backend=backend, check=check)
+        except ValueError as error:  # it calls the rows x
+            raise ValueError(str(error).replace("x:", "z:", 1)) from None
+        return found, False
+    return labels, _checks.wants_check(check, z)
 
 
 def _forward(
@@ -106,9 +105,9 @@ def _forward(
     dtype = _checks.compute_dtype(z.dtype)
     kernel = _dispatch.kernel("kmeans_loss", backend, z.device)
     with torch.no_grad(), full_precision(z):
-        labels = _labels(z, centroids, labels, backend, check)
+        labels, check = _labels(z, centroids, labels, backend, check)
         loss, dz, dmu = kernel.forward(
-            z, centroids.to(dtype), labels, _checks.scale_of(z, reduction), needs_grad
+            z, centroids.to(dtype), labels, _checks.scale_of(z, reduction), needs_grad, check
         )
     return loss.to(dtype), dz, dmu.to(centroids.dtype)
 
@@ -117,15 +116,19 @@ class _KMeansLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, centroids: Tensor, *settings: Any) -> Tensor:
         loss, dz, dmu = _forward(z, centroids, *settings)
-        ctx.save_for_backward(dz, dmu)
+        ctx.gradients, ctx.settings = [dz, dmu], settings
         ctx.inputs = (z, centroids)
+        ctx.save_for_backward(z, centroids)
         return loss
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        dz, dmu = ctx.saved_tensors
-        return dz * dloss.to(dz.dtype), dmu * dloss.to(dmu.dtype), *[None] * 5
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:  # they have been given away; the graph was retained
+            z, centroids = ctx.saved_tensors
+            gradients = _forward(z, centroids, *ctx.settings)[1:]
+        return *scaled(gradients, dloss), *[None] * 5
 
 
 def _fake(

@@ -8,13 +8,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deepclust.kernels import _checks
 from deepclust.kernels._blocks import row_blocks
 
 
 def forward(
-    x: Tensor, labels: Tensor, n_clusters: int, sample_weight: Tensor | None
+    x: Tensor, labels: Tensor, n_clusters: int, sample_weight: Tensor | None, check: bool
 ) -> tuple[Tensor, Tensor]:
     """sums (K, D) and counts (K,), in float64."""
+    if check:
+        _checks.check_finite("x", x)
+        _checks.check_label_range("labels", labels, n_clusters)
+        if sample_weight is not None:
+            _checks.check_finite("sample_weight", sample_weight)
     sums = torch.zeros(n_clusters, x.shape[1], dtype=torch.float64, device=x.device)
     counts = torch.zeros(n_clusters, dtype=torch.float64, device=x.device)
     for rows in row_blocks(x.shape[0], x.shape[1]):

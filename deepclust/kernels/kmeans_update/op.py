@@ -74,13 +74,10 @@ def _forward(
     backend: str,
     check: bool,
 ) -> tuple[Tensor, Tensor]:
-    if _checks.wants_check(check, x):
-        _checks.check_finite("x", x)
-        _checks.check_label_range("labels", labels, n_clusters)
-        if sample_weight is not None:
-            _checks.check_finite("sample_weight", sample_weight)
     kernel = _dispatch.kernel("kmeans_update", backend, x.device)
-    sums, counts = kernel.forward(x, labels, n_clusters, sample_weight)
+    sums, counts = kernel.forward(
+        x, labels, n_clusters, sample_weight, _checks.wants_check(check, x)
+    )
     dtype = _checks.compute_dtype(x.dtype)
     return sums.to(dtype), counts.to(dtype)
 

@@ -19,14 +19,23 @@ from torch import Tensor
 
 from deepclust.kernels._autograd import recomputed
 from deepclust.kernels._blocks import block_sizes, row_blocks
-from deepclust.kernels.heads import Head, head_of
+from deepclust.kernels._checks import check_nonnegative
+from deepclust.kernels.heads import Head, check_values, head_of
 from deepclust.kernels.target_loss.snapshot import Snapshot, probabilities
 
 
 def forward(
-    z: Tensor, head: Head, target: Tensor | Snapshot, kind: str, scale: float, needs_grad: bool
+    z: Tensor,
+    head: Head,
+    target: Tensor | Snapshot,
+    kind: str,
+    scale: float,
+    needs_grad: bool,
+    check: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The loss (), dz (N, D) and the gradients to the head's parameters, all times `scale`."""
+    if check:
+        _check(z, head, target)
     loss = torch.zeros((), dtype=torch.float64, device=z.device)
     dz = (
         torch.empty_like(z, memory_format=torch.contiguous_format) if needs_grad else z.new_empty(0)
@@ -48,9 +57,11 @@ def forward(
 
 
 def differentiable(
-    z: Tensor, head: Head, target: Tensor | Snapshot, kind: str, scale: float
+    z: Tensor, head: Head, target: Tensor | Snapshot, kind: str, scale: float, check: bool
 ) -> Tensor:
     """The loss with torch's own derivative, to any order: the witness of all the others."""
+    if check:
+        _check(z, head, target)
 
     def block(rows: slice, z: Tensor, *params: Tensor) -> Tensor:
         s = head_of(head.form, params).scores(z.to(head.dtype))
@@ -69,6 +80,12 @@ def differentiable(
         # N x K numbers would be kept for backward; each block is computed again there instead.
         loss = loss + recomputed(partial(block, rows), part, *head.params)
     return scale * loss
+
+
+def _check(z: Tensor, head: Head, target: Tensor | Snapshot) -> None:
+    check_values(z, head)
+    if isinstance(target, Tensor):
+        check_nonnegative("target", target)
 
 
 def target_rows(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepclust.kernels import _checks, _dispatch, heads
-from deepclust.kernels._autograd import apply, first_order_only
+from deepclust.kernels._autograd import apply, first_order_only, scaled
 from deepclust.kernels._blocks import full_precision
 from deepclust.kernels.heads import Head
 from deepclust.kernels.target_loss.snapshot import Snapshot, snapshot_of
@@ -78,12 +78,16 @@ def target_loss(
     else:
         tensors, form = [target.detach()], _GIVEN
     if backend == "eager" and not torch.compiler.is_compiling():
-        _check(z, head, tensors, form, check)
         kernel = _dispatch.kernel("target_loss", backend, z.device)
         dtype = _checks.compute_dtype(z.dtype)
         with full_precision(z):
             loss: Tensor = kernel.differentiable(
-                z, head.to(dtype), _target(tensors, form), kind, _checks.scale_of(z, reduction)
+                z,
+                head.to(dtype),
+                _target(tensors, form),
+                kind,
+                _checks.scale_of(z, reduction),
+                _checks.wants_check(check, z),
             ).to(dtype)
         return loss
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (z, *head.params))
@@ -119,13 +123,6 @@ def _target(tensors: list[Tensor], form: str) -> Tensor | Snapshot:
     return tensors[0] if form == _GIVEN else snapshot_of(form, tensors)
 
 
-def _check(z: Tensor, head: Head, tensors: list[Tensor], form: str, check: bool) -> None:
-    if _checks.wants_check(check, z):
-        heads.check_values(z, head)
-        if form == _GIVEN:
-            _checks.check_nonnegative("target", tensors[0])
-
-
 def _forward(
     z: Tensor,
     params: Sequence[Tensor],
@@ -139,7 +136,6 @@ def _forward(
     check: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     head = heads.head_of(form, params)
-    _check(z, head, target, target_form, check)
     dtype = _checks.compute_dtype(z.dtype)
     kernel = _dispatch.kernel("target_loss", backend, z.device)
     with torch.no_grad(), full_precision(z):
@@ -150,6 +146,7 @@ def _forward(
             kind,
             _checks.scale_of(z, reduction),
             needs_grad,
+            _checks.wants_check(check, z),
         )
     # zip also when dparams is empty: nothing is asked for then.
     return loss.to(dtype), dz, [g.to(p.dtype) for g, p in zip(dparams, params, strict=False)]
@@ -159,14 +156,20 @@ class _TargetLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, settings: Any, form: str, z: Tensor, *params: Tensor) -> Tensor:
         loss, dz, dparams = _forward(z, params, form, *settings)
-        ctx.save_for_backward(dz, *dparams)
+        ctx.gradients, ctx.settings, ctx.form = [dz, *dparams], settings, form
         ctx.inputs = (z, *params)
+        ctx.save_for_backward(z, *params)
         return loss
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(gradient * dloss.to(gradient.dtype) for gradient in ctx.saved_tensors)
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:  # they have been given away; the graph was retained
+            z, *params = ctx.saved_tensors
+            _, dz, dparams = _forward(z, params, ctx.form, *ctx.settings)
+            gradients = [dz, *dparams]
+        return None, None, *scaled(gradients, dloss)
 
 
 def _fake(

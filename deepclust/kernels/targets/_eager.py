@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from deepclust.kernels._blocks import row_blocks
+from deepclust.kernels._checks import check_nonnegative
 
 
-def forward(q: Tensor, frequencies: Tensor | None, prior: Tensor | None, power: float) -> Tensor:
+def forward(
+    q: Tensor, frequencies: Tensor | None, prior: Tensor | None, power: float, check: bool
+) -> Tensor:
     """p (N, K)."""
+    if check:
+        check_nonnegative("q", q)
     if frequencies is None:
         frequencies = torch.zeros(q.shape[1], dtype=torch.float64, device=q.device)
         for rows in row_blocks(q.shape[0], q.shape[1]):

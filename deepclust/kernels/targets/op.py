@@ -118,14 +118,14 @@ def _forward(
     backend: str,
     check: bool,
 ) -> Tensor:
-    if _checks.wants_check(check, q):
-        _checks.check_nonnegative("q", q)
+    check = _checks.wants_check(check, q)
+    if check:
         for name, vector in (("frequencies", frequencies), ("prior", prior)):
             if vector is not None:
                 _checks.check_nonnegative(name, vector)
     dtype = _checks.compute_dtype(q.dtype)
     kernel = _dispatch.kernel("targets", backend, q.device)
-    p: Tensor = kernel.forward(q.to(dtype), frequencies, prior, power)
+    p: Tensor = kernel.forward(q.to(dtype), frequencies, prior, power, check)
     return p.to(q.dtype)
 
 

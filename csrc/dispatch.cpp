@@ -1,0 +1,63 @@
+// Which instruction set's kernels run: the best of those that were compiled and that this processor
+// has, unless the environment asks for a lesser one.
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace deepclust {
+
+namespace baseline {
+extern const InstructionSet kInstructionSet;
+}
+#ifdef DEEPCLUST_X86_64
+namespace avx2 {
+extern const InstructionSet kInstructionSet;
+}
+namespace avx512 {
+extern const InstructionSet kInstructionSet;
+}
+#endif
+
+namespace {
+
+struct Candidate {
+    const InstructionSet* kernels;
+    bool runs;
+};
+
+const InstructionSet& choose() {
+#ifdef DEEPCLUST_X86_64
+    __builtin_cpu_init();
+    const bool avx2_runs = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512_runs =
+        avx2_runs && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    const Candidate candidates[] = {{&avx512::kInstructionSet, avx512_runs},
+                                    {&avx2::kInstructionSet, avx2_runs},
+                                    {&baseline::kInstructionSet, true}};
+#else
+    const Candidate candidates[] = {{&baseline::kInstructionSet, true}};
+#endif
+    const char* const wanted = std::getenv("DEEPCLUST_ISA");
+    std::string names;
+    for (const Candidate& candidate : candidates) {
+        if (!candidate.runs) continue;
+        if (wanted == nullptr || *wanted == '\0' || wanted == std::string(candidate.kernels->name))
+            return *candidate.kernels;
+        names += (names.empty() ? "" : ", ") + std::string(candidate.kernels->name);
+    }
+    throw std::runtime_error("DEEPCLUST_ISA: got '" + std::string(wanted) +
+                             "', this processor takes " + names);
+}
+
+}  // namespace
+
+const InstructionSet& instruction_set() {
+    static const InstructionSet& chosen = choose();
+    return chosen;
+}
+
+}  // namespace deepclust

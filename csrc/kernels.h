@@ -1,0 +1,63 @@
+// The kernels of one instruction set, and the choice among them.
+
+#pragma once
+
+#include "assign.h"
+#include "frequencies.h"
+#include "kmeans_assign.h"
+#include "kmeans_loss.h"
+#include "kmeans_update.h"
+#include "target_loss.h"
+#include "targets.h"
+
+namespace deepclust {
+
+// Each returns the first bad row it met, if it was asked to check.
+template <typename T>
+struct Kernels {
+    BadRow (*assign_forward)(const AssignForward<T>&);
+    BadRow (*assign_backward)(const AssignBackward<T>&);
+    BadRow (*frequencies)(const Frequencies<T>&);
+    BadRow (*targets)(const Targets<T>&);
+    BadRow (*target_loss)(const TargetLoss<T>&);
+    BadRow (*kmeans_assign)(const KMeansAssign<T>&);
+    BadRow (*kmeans_update)(const KMeansUpdate<T>&);
+    BadRow (*kmeans_loss)(const KMeansLoss<T>&);
+};
+
+struct InstructionSet {
+    const char* name;
+    Kernels<float> float32;
+    Kernels<double> float64;
+};
+
+// The best that this processor runs, or the one that DEEPCLUST_ISA names in the environment. Throws
+// std::runtime_error where the processor does not run that, or nothing has that name.
+const InstructionSet& instruction_set();
+
+#ifdef DEEPCLUST_ISA
+namespace DEEPCLUST_ISA {
+
+extern const InstructionSet kInstructionSet;
+
+template <typename T>
+BadRow assign_forward(const AssignForward<T>&);
+template <typename T>
+BadRow assign_backward(const AssignBackward<T>&);
+template <typename T>
+BadRow frequencies(const Frequencies<T>&);
+template <typename T>
+BadRow targets(const Targets<T>&);
+template <typename T>
+BadRow target_loss(const TargetLoss<T>&);
+template <typename T>
+BadRow kmeans_assign(const KMeansAssign<T>&);
+template <typename T>
+BadRow kmeans_update(const KMeansUpdate<T>&);
+template <typename T>
+BadRow kmeans_loss(const KMeansLoss<T>&);
+
+}  // namespace DEEPCLUST_ISA
+#endif
+
+}  // namespace deepclust

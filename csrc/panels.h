@@ -1,0 +1,136 @@
+// Points by the panel, kPoints of them:
+//
+//   panel    (width, kPoints)    a feature's (or cluster's) numbers side by side, one point a lane
+//   rows     (kPoints, stride)   a point's numbers side by side, as in memory, padded to whole
+//   lanes
+//
+// Padding holds anything; the last lanes of a panel hold zeros where points run out.
+
+#pragma once
+
+#include <cmath>
+
+#include "lanes.h"
+#include "matrix.h"
+
+namespace deepclust::DEEPCLUST_ISA {
+
+constexpr int kVectors = 2;
+template <typename T>
+constexpr int kPoints = kVectors * kLanes<T>;
+
+template <typename T>
+inline int64_t round_up(int64_t width) {
+    return (width + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+inline int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+inline int64_t most(int64_t a, int64_t b) {
+    return a < b ? b : a;
+}
+
+// A square of x less origin: row `first + i` to tile[i], from column e on; zeros past n rows.
+template <typename T>
+inline void load_tile(Matrix<T> x, int64_t n, int64_t first, int64_t e, int64_t width,
+                      Lanes<T> origin, Lanes<T> (&tile)[kLanes<T>]) {
+    constexpr int kL = kLanes<T>;
+    const T* from = x.row(first) + e * x.col_stride;
+    const int64_t count = least(kL, width - e);
+    // Lanes past a row's end are read, too, where later rows lie there.
+    if (x.col_stride == 1 && first + kL <= n &&
+        (count == kL || (n - first - kL) * x.row_stride >= kL - count)) {
+        for (int i = 0; i < kL; ++i, from += x.row_stride) {
+            tile[i] = load(from) - origin;
+            __builtin_prefetch(from + kPoints<T> * x.row_stride);  // for the next panel
+        }
+        return;
+    }
+    T square[kL][kL] = {};
+    for (int64_t i = 0; i < least(kL, n - first); ++i, from += x.row_stride)
+        for (int64_t j = 0; j < count; ++j) square[i][j] = from[j * x.col_stride] - origin[j];
+    for (int i = 0; i < kL; ++i) tile[i] = load(square[i]);
+}
+
+// OUT panel (width to whole lanes, kPoints): rows [first, first + kPoints) of x (n, width) less
+// shift, zeros past n; sq_norm (kPoints), unless null: the sum of squares of each point; rows
+// (kPoints, stride), unless null: the same numbers by rows. shift (width to whole lanes) may be
+// null.
+template <typename T>
+void load_panel(Matrix<T> x, int64_t n, int64_t first, int64_t width, const T* shift, T* panel,
+                T* sq_norm = nullptr, T* rows = nullptr, int64_t stride = 0) {
+    constexpr int kL = kLanes<T>;
+    for (int v = 0; v < kVectors; ++v) {
+        Lanes<T> squares = {};
+        for (int64_t e = 0; e < width; e += kL) {
+            Lanes<T> tile[kL];
+            load_tile(x, n, first + v * kL, e, width,
+                      shift == nullptr ? Lanes<T>{} : load(shift + e), tile);
+            if (rows != nullptr) {
+                T* to = rows + v * kL * stride + e;
+                for (int i = 0; i < kL; ++i, to += stride) store<T>(to, tile[i]);
+            }
+            transpose<T>(tile);
+            T* to = panel + e * kPoints<T> + v * kL;
+            for (int i = 0; i < kL; ++i) store<T>(to + i * kPoints<T>, tile[i]);
+            if (sq_norm != nullptr)
+                for (int64_t i = least(kL, width - e); i > 0; --i, to += kPoints<T>)
+                    squares += load(to) * load(to);
+        }
+        if (sq_norm != nullptr) store<T>(sq_norm + v * kL, squares);
+    }
+}
+
+// IN panel (width to whole lanes, kPoints), times factor[v]; OUT to (n_rows, width), contiguous.
+template <typename T>
+void store_panel(const T* panel, const Lanes<T> (&factor)[kVectors], int64_t n_rows, int64_t width,
+                 T* to) {
+    constexpr int kL = kLanes<T>;
+    // The last columns come first: where lanes are written past a row's end, the later columns of
+    // the panel's later rows mend it.
+    for (int64_t e = (width - 1) / kL * kL; e >= 0; e -= kL)
+        for (int v = 0; v < kVectors; ++v) {
+            T* const at = to + v * kL * width + e;
+            const int64_t count = least(kL, width - e), present = n_rows - v * kL;
+            // Padding is not computed with, the last row instead: a subnormal among its bits would
+            // cost 100 cycles.
+            Lanes<T> tile[kL];
+            for (int i = 0; i < kL; ++i)
+                tile[i] = load(panel + least(e + i, width - 1) * kPoints<T> + v * kL) * factor[v];
+            transpose<T>(tile);
+            // of the rows that there are, those after which whole lanes are the panel's own
+            const int64_t whole =
+                least(present, count == kL ? kL : present - (kL - count + width - 1) / width);
+            if (whole >= kL) {
+                for (int i = 0; i < kL; ++i) store<T>(at + i * width, tile[i]);
+                continue;
+            }
+            T spill[kL][kL];
+            for (int i = 0; i < kL; ++i) store<T>(spill[i], tile[i]);
+            for (int64_t i = 0; i < least(kL, present); ++i)
+                if (i < whole)
+                    store<T>(at + i * width, load(spill[i]));
+                else
+                    for (int64_t j = 0; j < count; ++j) at[i * width + j] = spill[i][j];
+        }
+}
+
+template <typename T>
+bool all_finite(const T* sq_norm) {
+    bool finite = true;
+    for (int i = 0; i < kPoints<T>; ++i) finite &= sq_norm[i] < kInfinity<T>;
+    return finite;
+}
+
+// The first row of [first, first + n_rows) with NaN or Inf (or, if asked, a negative), or -1.
+template <typename T>
+int64_t first_bad_row(Matrix<T> x, int64_t first, int64_t n_rows, int64_t width, bool negatives) {
+    for (int64_t i = first; i < first + n_rows; ++i)
+        for (int64_t e = 0; e < width; ++e)
+            if (!std::isfinite(x(i, e)) || (negatives && x(i, e) < 0)) return i;
+    return -1;
+}
+
+}  // namespace deepclust::DEEPCLUST_ISA
