@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_JSON ?= $(VENV)/bench.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CPP := $(wildcard csrc/*.cpp csrc/*.h)
+CPP := $(wildcard csrc/*.cpp csrc/*.h tests/cpp/*.cpp tests/cpp/*.h)
 SOURCES := deepclust tests setup.py $(wildcard benches experiments docs)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types layers doctest format bench bench-quick docs clean
+.PHONY: help setup demo test sanitize lint types layers doctest format bench bench-quick docs clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,31 @@ test: lint types layers doctest  ## every check: lint, types, imports, examples,
 	@DEEPCLUST_TEST_BLOCK=deepclust._C $(BIN)/python -m pytest -q
 	@echo "test: with triton blocked"
 	@DEEPCLUST_TEST_BLOCK=triton $(BIN)/python -m pytest -q
+
+# A copy of the tree, so that the extension in use stays what it is. Python was not built for
+# sanitizers: their runtime, and the C++ one that it wraps, have to be loaded before all else.
+SANITIZED := build/sanitize
+SANITIZE_ISAS ?= avx512 avx2 baseline
+SANITIZE_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,assign frequencies targets target_loss \
+	kmeans_assign kmeans_update kmeans_loss fuzz fuzz_edges threads snapshot)) tests/test_build.py
+sanitize: setup  ## the compiled kernels' tests under the address, undefined and thread sanitizers
+	@echo "sanitize: building"
+	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	@cp -r setup.py pyproject.toml README.md LICENSE csrc deepclust tests $(SANITIZED)
+	@rm -f $(SANITIZED)/deepclust/_C*.so
+	@cd $(SANITIZED) && DEEPCLUST_SANITIZE=address,undefined $(abspath $(BIN))/python setup.py -q \
+		build_ext --inplace >build.log 2>&1 && ls deepclust/_C*.so >/dev/null || { cat build.log; exit 1; }
+	@for isa in $(SANITIZE_ISAS); do \
+		echo "sanitize: address, undefined: $$isa"; \
+		(cd $(SANITIZED) && PYTHONPATH=. DEEPCLUST_ISA=$$isa OMP_WAIT_POLICY=passive \
+		ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		$(abspath $(BIN))/python -m pytest -q -x -p no:cacheprovider \
+		-k 'not without_a_compiler and not eager and not auto' $(SANITIZE_TESTS) >pytest.log 2>&1 && \
+		tail -n 1 pytest.log || { tail -n 100 pytest.log; exit 1; }) || exit 1; \
+	done
+	@echo "sanitize: threads"
+	@sh tests/cpp/threads.sh $(SANITIZED)
 
 lint: setup  ## ruff and clang-format, checking only
 	@echo "lint: ruff, clang-format"
