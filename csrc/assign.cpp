@@ -3,7 +3,7 @@
 // Backward: ds_ij = q_ij (dq_ij - sum_l q_il dq_il), then pull_back.h. The distances are computed
 // again, for nothing but q is kept.
 //
-// Memory: the head twice over; for each thread a block of points, their scores and q. Reads n d
+// Memory: the head twice over; for each thread a block of points and their scores. Reads n d
 // numbers and writes n k; 2 n k d operations, and 6 n k d for backward.
 
 #include "assign.h"
@@ -40,11 +40,6 @@ void fill_w(const PackedHead<T>& head, const T* sq_norm, const T* dq, const T* q
         }
 }
 
-template <typename T>
-double work_of(const Head<T>& head, int64_t n) {
-    return double(n) * double(head.k) * double(head.d + 8);
-}
-
 }  // namespace
 
 template <typename T>
@@ -54,7 +49,7 @@ BadRow assign_forward(const AssignForward<T>& call) {
     Layout layout;
     const ScoredLayout<T> place(layout, head, grid);
     return for_each_with_memory<T>(
-        grid.n_blocks, layout, work_of(call.head, call.n), call.n_threads, head.bad,
+        grid.n_blocks, layout, work_of(head, call.n), call.n_threads, head.bad,
         [&](int64_t block, T* memory) {
             const Scored<T> scored = place.at(memory);
             const int64_t first = block * grid.block_rows, n_rows = grid.rows_of(block);
@@ -80,7 +75,7 @@ BadRow assign_backward(const AssignBackward<T>& call) {
     const Grid grid = grid_for(head, call.n);
     Layout layout;
     const PanelLayout<T> dq(layout, head.k), q(layout, head.k);
-    return pull_back(head, call.head, grid, layout, 3 * work_of(call.head, call.n), call.n_threads,
+    return pull_back(head, call.head, grid, layout, 3 * work_of(head, call.n), call.n_threads,
                      call.dz, call.dparams, [&](int64_t block, const Scored<T>& scored, T* memory) {
                          const int64_t first = block * grid.block_rows,
                                        n_rows = grid.rows_of(block);

@@ -130,6 +130,8 @@ py::object frequencies(const MatrixArgument& z, int64_t n, const HeadArgument& h
 py::object targets(const MatrixArgument& q, int64_t n, int64_t k, const std::string& dtype,
                    Address f, Address u, double power, Address p, int n_threads, bool check) {
     check_sizes(n, 1, k, n_threads);
+    if (power != 1 && power != 2)
+        throw std::invalid_argument("power: got " + std::to_string(power) + ", takes 1 or 2");
     return call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
         return kernels.targets({matrix<T>(q), n, k, pointer<const double>(f),

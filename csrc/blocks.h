@@ -12,7 +12,9 @@
 namespace deepclust::DEEPCLUST_ISA {
 
 constexpr int64_t kMaxPanels = 8;
-constexpr int64_t kBlockBytes = 256 << 10;   // for a block's scores: they stay in the second cache
+constexpr int64_t kBlockBytes = 256 << 10;  // for a block's scores: they stay in the second cache
+constexpr int64_t kParts = 64;
+constexpr int64_t kPartsBytes = 16 << 20;    // for the sums of all parts
 constexpr int64_t kThreadsBytes = 48 << 20;  // for the buffers of all threads
 
 // Cuts a thread's memory into pieces, each from a cache line on.
@@ -37,6 +39,18 @@ struct Grid {
         n_blocks = (n + block_rows - 1) / block_rows;
     }
     int64_t rows_of(int64_t block) const { return least(block_rows, n - block * block_rows); }
+};
+
+// Blocks cut into parts with sums of their own, which are added up in order at the end: as many
+// parts as kPartsBytes hold, `fewest` at least, but no more than kParts and one a block.
+struct Parts {
+    int64_t n_blocks, count;
+
+    Parts(const Grid& grid, int64_t sums_each, int64_t fewest) : n_blocks(grid.n_blocks) {
+        const int64_t affordable = kPartsBytes / (sums_each * int64_t(sizeof(double)));
+        count = most(1, least(least(kParts, most(fewest, affordable)), n_blocks));
+    }
+    int64_t first(int64_t part) const { return part * n_blocks / count; }  // its first block
 };
 
 template <typename T>

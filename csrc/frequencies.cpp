@@ -11,9 +11,6 @@
 namespace deepclust::DEEPCLUST_ISA {
 namespace {
 
-constexpr int64_t kParts = 64;
-constexpr int64_t kPartsBytes = 16 << 20;
-
 // IN s (k, kPoints): products, overwritten; n_rows <= kPoints. OUT labels; IN/OUT f.
 template <Form kForm, typename T>
 void add_frequencies(const PackedHead<T>& head, const T* sq_norm, int64_t n_rows, T* s,
@@ -40,21 +37,19 @@ BadRow frequencies(const Frequencies<T>& call) {
     const PackedHead<T> head(call.head, false, call.check);
     const Grid grid = grid_for(head, call.n);
     const int64_t k = head.k;
-    const int64_t affordable = most(4, kPartsBytes / (k * int64_t(sizeof(double))));
-    const int64_t n_parts = most(1, least(least(kParts, affordable), grid.n_blocks));
-    const Buffer<double> f(n_parts * k);
-    const Buffer<int64_t> n_changed(n_parts);
+    const Parts parts(grid, k, 4);
+    const Buffer<double> f(parts.count * k);
+    const Buffer<int64_t> n_changed(parts.count);
     Layout layout;
     const ScoredLayout<T> place(layout, head, grid);
-    const double work = double(call.n) * double(k) * double(head.d + 8);
     const BadRow bad = for_each_with_memory<T>(
-        n_parts, layout, work, call.n_threads, head.bad, [&](int64_t part, T* memory) {
+        parts.count, layout, work_of(head, call.n), call.n_threads, head.bad,
+        [&](int64_t part, T* memory) {
             double* const mine = &f[part * k];
             for (int64_t j = 0; j < k; ++j) mine[j] = 0;
             n_changed[part] = 0;
             BadRow found;
-            const int64_t end = (part + 1) * grid.n_blocks / n_parts;
-            for (int64_t block = part * grid.n_blocks / n_parts; block < end; ++block) {
+            for (int64_t block = parts.first(part); block < parts.first(part + 1); ++block) {
                 const Scored<T> scored = place.at(memory);
                 const int64_t first = block * grid.block_rows, n_rows = grid.rows_of(block);
                 found.note(score_block(head, call.z, call.n, first, n_rows, scored, call.check));
@@ -73,10 +68,10 @@ BadRow frequencies(const Frequencies<T>& call) {
         });
     for (int64_t j = 0; j < k; ++j) {
         call.f[j] = 0;
-        for (int64_t part = 0; part < n_parts; ++part) call.f[j] += f[part * k + j];
+        for (int64_t part = 0; part < parts.count; ++part) call.f[j] += f[part * k + j];
     }
     *call.n_changed = 0;
-    for (int64_t part = 0; part < n_parts; ++part) *call.n_changed += n_changed[part];
+    for (int64_t part = 0; part < parts.count; ++part) *call.n_changed += n_changed[part];
     return bad;
 }
 

@@ -109,8 +109,7 @@ struct PackedHead {
         for (int i = 0; i < 3; ++i)
             if (head.params[i] != nullptr && bad.input < 0) {
                 const Matrix<T> param{head.params[i], widths[i], 1};
-                const int64_t row = first_bad_row(param, 0, k, widths[i], false);
-                if (row >= 0) bad = {i + 1, row};
+                bad = first_bad_row(i + 1, param, 0, k, widths[i]);
             }
     }
 
@@ -159,8 +158,13 @@ BadRow load_features(const PackedHead<T>& head, Matrix<T> z, int64_t n, int64_t 
             }
     }
     if (!check || all_finite(sq_norm)) return {};
-    const int64_t row = first_bad_row(z, first, least(kPoints<T>, n - first), d, false);
-    return row < 0 ? BadRow{} : BadRow{0, row};
+    return first_bad_row(0, z, first, least(kPoints<T>, n - first), d);
+}
+
+// Multiply-adds, and something for the weights, that n points take.
+template <typename T>
+double work_of(const PackedHead<T>& head, int64_t n) {
+    return double(n) * double(head.k) * double(head.d + 8);
 }
 
 // What a panel's points have in common over their clusters, one point a lane.

@@ -143,7 +143,7 @@ inline const T* row_of(Matrix<T> x, int64_t i, int64_t d, T* copy) {
 template <typename T>
 T clear_margin(T z_sq_norm, T half_m_sq_norm, int64_t d) {
     constexpr T kRoundoff = std::numeric_limits<T>::epsilon() / 2;
-    const T gamma = T(std::min(d, kRunLength) + d / kRunLength + 8) * kRoundoff;
+    const T gamma = T(least(d, kRunLength) + d / kRunLength + 8) * kRoundoff;
     const T a = std::sqrt(z_sq_norm) + std::sqrt(2 * half_m_sq_norm);
     return 5 * gamma * a * a;
 }
@@ -172,10 +172,8 @@ BadRow assign(const KMeansAssign<T>& call) {
             load_panel(call.x, call.n, first + at, d,
                        kDirect ? nullptr : static_cast<const T*>(packed.origin.get()), panel,
                        sq_norm + at);
-            if (call.check && !all_finite(sq_norm + at)) {
-                const int64_t row = first_bad_row(call.x, first + at, width, d, false);
-                if (row >= 0) bad.note({0, row});
-            }
+            if (call.check && !all_finite(sq_norm + at))
+                bad.note(first_bad_row(0, call.x, first + at, width, d));
             for (int i = 0; i < kPoints<T>; ++i) {
                 minima[n_used].best[i] = minima[n_used].second[i] = kInfinity<T>;
                 minima[n_used].label[i] = 0;
@@ -210,9 +208,7 @@ BadRow assign(const KMeansAssign<T>& call) {
         }
         return bad;
     };
-    BadRow bad;
-    const int64_t row = call.check ? first_bad_row(call.mu, 0, call.k, d, false) : -1;
-    if (row >= 0) bad = {1, row};
+    const BadRow bad = call.check ? first_bad_row(1, call.mu, 0, call.k, d) : BadRow{};
     return for_each_with_memory<T>(grid.n_blocks, layout,
                                    double(call.n) * double(call.k) * double(d), call.n_threads, bad,
                                    assign_block);

@@ -124,13 +124,15 @@ bool all_finite(const T* sq_norm) {
     return finite;
 }
 
-// The first row of [first, first + n_rows) with NaN or Inf (or, if asked, a negative), or -1.
+// The first row of [first, first + n_rows) of x, which is `input`, with NaN or Inf (or, if asked, a
+// negative).
 template <typename T>
-int64_t first_bad_row(Matrix<T> x, int64_t first, int64_t n_rows, int64_t width, bool negatives) {
+BadRow first_bad_row(int input, Matrix<T> x, int64_t first, int64_t n_rows, int64_t width,
+                     bool negatives = false) {
     for (int64_t i = first; i < first + n_rows; ++i)
         for (int64_t e = 0; e < width; ++e)
-            if (!std::isfinite(x(i, e)) || (negatives && x(i, e) < 0)) return i;
-    return -1;
+            if (!std::isfinite(x(i, e)) || (negatives && x(i, e) < 0)) return {input, i};
+    return {};
 }
 
 }  // namespace deepclust::DEEPCLUST_ISA

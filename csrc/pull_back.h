@@ -13,9 +13,7 @@
 
 namespace deepclust::DEEPCLUST_ISA {
 
-constexpr int64_t kParts = 64;
-constexpr int64_t kPartsBytes = 16 << 20;  // for the sums of all parts
-constexpr int64_t kSlabBytes = 16 << 20;   // for the features and weights of a slab
+constexpr int64_t kSlabBytes = 16 << 20;  // for the features and weights of a slab
 constexpr int64_t kSlabRows = 2048;
 
 // OUT dz: n_rows rows of d, from w (scored.s) and the features of a block. `products`: a panel of
@@ -66,20 +64,20 @@ BadRow pull_back(const PackedHead<T>& head, const Head<T>& raw, const Grid& grid
     const int64_t sums_size = k * stride + k;  // and the totals behind them
 
     const bool few = sums_size * static_cast<int64_t>(sizeof(double)) * kParts <= kPartsBytes;
-    const int64_t n_parts = few ? most(1, least(kParts, grid.n_blocks)) : 1;
-    const Buffer<double> sums(n_parts * sums_size);
-    std::memset(sums.get(), 0, static_cast<size_t>(n_parts * sums_size) * sizeof(double));
+    const Parts parts(grid, sums_size, 1);
+    const int64_t n_sums = (few ? parts.count : 1) * sums_size;
+    const Buffer<double> sums(n_sums);
+    std::memset(sums.get(), 0, static_cast<size_t>(n_sums) * sizeof(double));
 
     BadRow bad = head.bad;
     if (few) {
         const ScoredLayout<T> place(layout, head, grid);
         bad = for_each_with_memory<T>(
-            n_parts, layout, work, n_threads, bad, [&](int64_t part, T* memory) {
+            parts.count, layout, work, n_threads, bad, [&](int64_t part, T* memory) {
                 const Scored<T> scored = place.at(memory);
                 double* const to = &sums[part * sums_size];
-                const int64_t end = (part + 1) * grid.n_blocks / n_parts;
                 BadRow found;
-                for (int64_t block = part * grid.n_blocks / n_parts; block < end; ++block) {
+                for (int64_t block = parts.first(part); block < parts.first(part + 1); ++block) {
                     found.note(run(block, scored, memory));
                     for (int64_t tile = 0; tile < tiling.n_tiles; ++tile)
                         add_outer_products(scored.s, head.scores_size(), scored.rows, stride,
@@ -88,7 +86,7 @@ BadRow pull_back(const PackedHead<T>& head, const Head<T>& raw, const Grid& grid
                 }
                 return found;
             });
-        for (int64_t part = 1; part < n_parts; ++part)
+        for (int64_t part = 1; part < parts.count; ++part)
             for (int64_t i = 0; i < sums_size; ++i) sums[i] += sums[part * sums_size + i];
     } else {
         const int64_t panels_at = layout.add(panels * head.panel_size());

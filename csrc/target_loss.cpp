@@ -239,10 +239,8 @@ BadRow target_loss(const TargetLoss<T>& call) {
             if (given) {
                 const bool good =
                     read_target(head.k, p.load(call.p, call.n, first + at, memory), target);
-                if (call.check && !good) {
-                    const int64_t row = first_bad_row(call.p, first + at, width, head.k, true);
-                    if (row >= 0) bad.note({kTarget, row});
-                }
+                if (call.check && !good)
+                    bad.note(first_bad_row(kTarget, call.p, first + at, width, head.k, true));
             } else {
                 T* const t = old.s + panel * snapshot->head.scores_size();
                 with_form(snapshot->form, [&](auto form) {
@@ -260,7 +258,7 @@ BadRow target_loss(const TargetLoss<T>& call) {
         return bad;
     };
 
-    const double work = double(call.n) * double(head.k) * double(head.d + 8);
+    const double work = work_of(head, call.n);
     BadRow bad;
     if (needs_grad) {
         bad = pull_back(head, call.head, grid, layout, 4 * work, call.n_threads, call.dz,

@@ -13,8 +13,6 @@
 namespace deepclust::DEEPCLUST_ISA {
 namespace {
 
-constexpr int64_t kParts = 64;
-
 // IN/OUT q (k, kPoints): to p, up to the factor `inverse`. Returns whether its values are finite
 // and not negative.
 template <typename T>
@@ -57,25 +55,27 @@ bool fill_target(int64_t k, const T* factor, bool square, T* q, PerPoint<T>& inv
 // OUT f (k): the column sums of q.
 template <typename T>
 void sum_columns(const Targets<T>& call, const Grid& grid, double* f) {
-    const int64_t n_parts = most(1, least(kParts, grid.n_blocks));
-    const Buffer<double> sums(n_parts * call.k);
+    const Parts parts(grid, call.k, kParts);
+    const Buffer<double> sums(parts.count * call.k);
     const double work = double(call.n) * double(call.k);
-    for_each_chunk(n_parts, useful_threads(call.n_threads, n_parts, work), [&](int64_t part, int) {
-        double* const mine = &sums[part * call.k];
-        for (int64_t j = 0; j < call.k; ++j) mine[j] = 0;
-        const int64_t first = part * grid.n_blocks / n_parts * grid.block_rows;
-        const int64_t end = least(call.n, (part + 1) * grid.n_blocks / n_parts * grid.block_rows);
-        for (int64_t i = first; i < end; ++i) {
-            const T* const row = call.q.row(i);
-            if (call.q.col_stride == 1)
-                for (int64_t j = 0; j < call.k; ++j) mine[j] += row[j];
-            else
-                for (int64_t j = 0; j < call.k; ++j) mine[j] += row[j * call.q.col_stride];
-        }
-    });
+    for_each_chunk(parts.count, useful_threads(call.n_threads, parts.count, work),
+                   [&](int64_t part, int) {
+                       double* const mine = &sums[part * call.k];
+                       for (int64_t j = 0; j < call.k; ++j) mine[j] = 0;
+                       const int64_t first = parts.first(part) * grid.block_rows;
+                       const int64_t end = least(call.n, parts.first(part + 1) * grid.block_rows);
+                       for (int64_t i = first; i < end; ++i) {
+                           const T* const row = call.q.row(i);
+                           if (call.q.col_stride == 1)
+                               for (int64_t j = 0; j < call.k; ++j) mine[j] += row[j];
+                           else
+                               for (int64_t j = 0; j < call.k; ++j)
+                                   mine[j] += row[j * call.q.col_stride];
+                       }
+                   });
     for (int64_t j = 0; j < call.k; ++j) {
         f[j] = 0;
-        for (int64_t part = 0; part < n_parts; ++part) f[j] += sums[part * call.k + j];
+        for (int64_t part = 0; part < parts.count; ++part) f[j] += sums[part * call.k + j];
     }
 }
 
@@ -105,10 +105,8 @@ BadRow targets(const Targets<T>& call) {
                 const int64_t n_rows = least(kPoints<T>, begin + grid.rows_of(block) - at);
                 T* const p = panel.load(call.q, call.n, at, memory);
                 PerPoint<T> inverse;
-                if (!fill_target(k, factor.get(), call.power == 2, p, inverse) && call.check) {
-                    const int64_t row = first_bad_row(call.q, at, n_rows, k, true);
-                    if (row >= 0) bad.note({0, row});
-                }
+                if (!fill_target(k, factor.get(), call.power == 2, p, inverse) && call.check)
+                    bad.note(first_bad_row(0, call.q, at, n_rows, k, true));
                 store_panel(p, inverse, n_rows, k, call.p + at * k);
             }
             return bad;
