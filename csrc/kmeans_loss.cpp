@@ -44,11 +44,17 @@ BadRow kmeans_loss(const KMeansLoss<T>& call) {
     const LabelSums label_sums(call.n, call.k, d);
     const Buffer<double> sums(call.k * d);
     const Buffer<double> losses(label_sums.n_tasks());
-    for (int64_t task = 0; task < label_sums.n_tasks(); ++task) losses[task] = 0;
+    const Buffer<int64_t> bad_label(label_sums.n_tasks());
     const T factor = static_cast<T>(2 * call.scale);
-    BadRow bad = label_sums.run(
-        call.labels, sums.get(), call.n_threads,
-        [&](const LabelTask& task, int64_t i, int64_t label) {
+    label_sums.run(sums.get(), call.n_threads, [&](const LabelTask& task) {
+        bad_label[task.index] = -1;
+        losses[task.index] = 0;
+        for (int64_t i = task.first; i < task.end; ++i) {
+            const int64_t label = call.labels[i];
+            if (label < 0 || label >= call.k) {
+                bad_label[task.index] = i;
+                break;
+            }
             const T* const z = call.z.row(i) + task.begin * call.z.col_stride;
             const T* const mu = call.mu.row(label) + task.begin;
             const int64_t width = task.stop - task.begin;
@@ -57,10 +63,15 @@ BadRow kmeans_loss(const KMeansLoss<T>& call) {
             losses[task.index] += call.z.col_stride == 1  // a constant stride makes it vectorise
                                       ? add_row(z, 1, mu, width, factor, dz, dmu)
                                       : add_row(z, call.z.col_stride, mu, width, factor, dz, dmu);
-        });
-    if (bad.input >= 0) return bad;
+        }
+    });
+    BadRow bad;
     double loss = 0;
-    for (int64_t task = 0; task < label_sums.n_tasks(); ++task) loss += losses[task];
+    for (int64_t task = 0; task < label_sums.n_tasks(); ++task) {
+        loss += losses[task];
+        if (bad_label[task] >= 0) bad.note({kLabels, bad_label[task]});
+    }
+    if (bad.input >= 0) return bad;
     *call.loss = static_cast<T>(loss * call.scale);
     if (call.dmu != nullptr)
         for (int64_t i = 0; i < call.k * d; ++i) call.dmu[i] = static_cast<T>(sums[i]);

@@ -21,22 +21,33 @@ template <typename T>
 BadRow kmeans_update(const KMeansUpdate<T>& call) {
     const int64_t d = call.d;
     const LabelSums sums(call.n, call.k, d), counts(call.n, call.k, 1);
-    const auto weight_of = [&](int64_t i) { return call.weight == nullptr ? 1.0 : call.weight[i]; };
-    const BadRow bad =
-        sums.run(call.labels, call.sums, call.n_threads,
-                 [&](const LabelTask& task, int64_t i, int64_t label) {
-                     const T* const x = call.x.row(i) + task.begin * call.x.col_stride;
-                     const int64_t width = task.stop - task.begin;
-                     double* const to = task.sums + label * d + task.begin;
-                     if (call.x.col_stride == 1)  // a constant stride makes it vectorise
-                         add_row(x, 1, weight_of(i), width, to);
-                     else
-                         add_row(x, call.x.col_stride, weight_of(i), width, to);
-                 });
+    const Buffer<int64_t> bad_label(sums.n_tasks());
+    sums.run(call.sums, call.n_threads, [&](const LabelTask& task) {
+        const int64_t width = task.stop - task.begin;
+        bad_label[task.index] = -1;
+        for (int64_t i = task.first; i < task.end; ++i) {
+            const int64_t label = call.labels[i];
+            if (label < 0 || label >= call.k) {
+                bad_label[task.index] = i;
+                break;
+            }
+            const T* const x = call.x.row(i) + task.begin * call.x.col_stride;
+            const double weight = call.weight == nullptr ? 1.0 : call.weight[i];
+            double* const to = task.sums + label * d + task.begin;
+            if (call.x.col_stride == 1)  // a constant stride makes it vectorise
+                add_row(x, 1, weight, width, to);
+            else
+                add_row(x, call.x.col_stride, weight, width, to);
+        }
+    });
+    BadRow bad;
+    for (int64_t task = 0; task < sums.n_tasks(); ++task)
+        if (bad_label[task] >= 0) bad.note({kLabels, bad_label[task]});
     if (bad.input >= 0) return bad;
-    counts.run(
-        call.labels, call.counts, call.n_threads,
-        [&](const LabelTask& task, int64_t i, int64_t label) { task.sums[label] += weight_of(i); });
+    counts.run(call.counts, call.n_threads, [&](const LabelTask& task) {
+        for (int64_t i = task.first; i < task.end; ++i)
+            task.sums[call.labels[i]] += call.weight == nullptr ? 1.0 : call.weight[i];
+    });
     if (!call.check) return bad;
     bool finite = true;  // and where all sums are, all terms were
     for (int64_t i = 0; i < call.k * d; ++i) finite &= std::isfinite(call.sums[i]);

@@ -10,9 +10,9 @@
 
 namespace deepclust::DEEPCLUST_ISA {
 
-// The columns [begin, stop) of one task, and where the sums of its rows go.
+// Rows [first, end) and columns [begin, stop) of one task, and where their sums go.
 struct LabelTask {
-    int64_t index, begin, stop;
+    int64_t index, first, end, begin, stop;
     double* sums;  // (k, d)
 };
 
@@ -28,34 +28,22 @@ class LabelSums {
 
     int64_t n_tasks() const { return n_parts_ * n_ranges_; }
 
-    // OUT sums (k, d). body(task, i, label) adds to task.sums what row i gives in the task's
-    // columns. Returns the first row whose label is not in [0, k); the sums are of no use then.
+    // OUT sums (k, d). body(task) adds to task.sums what its rows and columns give.
     template <typename Body>
-    BadRow run(const int64_t* labels, double* sums, int n_threads, const Body& body) const {
+    void run(double* sums, int n_threads, const Body& body) const {
         const int64_t size = k_ * d_;
         n_threads = useful_threads(n_threads, n_tasks(), double(n_) * double(d_));
         std::memset(sums, 0, static_cast<size_t>(size) * sizeof(double));
-        const Buffer<BadRow> bad(n_tasks());
-        for_each_chunk(n_tasks(), n_threads, [&](int64_t index, int) {
-            const int64_t part = index / n_ranges_, range = index % n_ranges_;
+        for_each_chunk(n_tasks(), n_threads, [&](int64_t task, int) {
+            const int64_t part = task / n_ranges_, range = task % n_ranges_;
             double* const mine = part == 0 ? sums : &rest_[(part - 1) * size];
             if (part > 0) std::memset(mine, 0, static_cast<size_t>(size) * sizeof(double));
             const int64_t width = n_ranges_ == 1 ? d_ : kRange;
-            const LabelTask task{index, range * width, least(d_, (range + 1) * width), mine};
-            bad[index] = {};
-            for (int64_t i = part * n_ / n_parts_; i < (part + 1) * n_ / n_parts_; ++i) {
-                if (labels[i] < 0 || labels[i] >= k_) {
-                    bad[index] = {kLabels, i};
-                    return;
-                }
-                body(task, i, labels[i]);
-            }
+            body(LabelTask{task, part * n_ / n_parts_, (part + 1) * n_ / n_parts_, range * width,
+                           least(d_, (range + 1) * width), mine});
         });
         for (int64_t part = 1; part < n_parts_; ++part)
             for (int64_t i = 0; i < size; ++i) sums[i] += rest_[(part - 1) * size + i];
-        BadRow first;
-        for (int64_t index = 0; index < n_tasks(); ++index) first.note(bad[index]);
-        return first;
     }
 
   private:
