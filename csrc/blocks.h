@@ -92,7 +92,7 @@ struct PanelLayout {
 
     // The panel of rows [first, first + kPoints) of x, which has n.
     T* load(Matrix<T> x, int64_t n, int64_t first, T* memory) const {
-        load_panel<T>(x, n, first, width, nullptr, memory + panel);
+        load_panel<T>(x, n, first, width, nullptr, {memory + panel});
         return memory + panel;
     }
 };

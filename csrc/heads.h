@@ -147,7 +147,7 @@ template <typename T>
 BadRow load_features(const PackedHead<T>& head, Matrix<T> z, int64_t n, int64_t first, T* rows,
                      T* panel, T* sq_norm, bool check) {
     const int64_t d = head.d;
-    load_panel(z, n, first, d, head.origin.get(), panel, sq_norm, rows, head.stride);
+    load_panel<T>(z, n, first, d, head.origin.get(), {panel, sq_norm, rows, head.stride});
     if (head.kind == HeadKind::kGaussian) {
         for (int64_t i = 0; i < d * kPoints<T>; i += kLanes<T>)
             store<T>(panel + d * kPoints<T> + i, load(panel + i) * load(panel + i));
@@ -194,10 +194,11 @@ void to_keys(const PackedHead<T>& head, const T* sq_norm, T* s, PerPoint<T>& bes
             T* const at = s + j * kPoints<T> + v * kLanes<T>;
             const Lanes<T> key =
                 key_of<kForm>(load(at), head.offset[j], load(sq_norm + v * kLanes<T>));
-            const auto wins = kForm == Form::kLinear ? best[v] < key : key < best[v];
-            best[v] = wins ? key : best[v];
-            if constexpr (kLabels)
+            if constexpr (kLabels) {
+                const auto wins = kForm == Form::kLinear ? best[v] < key : key < best[v];
                 labels[v] = wins ? broadcast(static_cast<IntLike<T>>(j)) : labels[v];
+            }
+            best[v] = kForm == Form::kLinear ? max(best[v], key) : min(key, best[v]);
             store<T>(at, key);
         }
 }

@@ -169,9 +169,9 @@ BadRow assign(const KMeansAssign<T>& call) {
         for (int64_t at = 0; at < n_rows; at += kPoints<T>, ++n_used) {
             const int64_t width = least(kPoints<T>, n_rows - at);
             T* const panel = memory + panels_at + n_used * panel_size;
-            load_panel(call.x, call.n, first + at, d,
-                       kDirect ? nullptr : static_cast<const T*>(packed.origin.get()), panel,
-                       sq_norm + at);
+            load_panel<T>(call.x, call.n, first + at, d,
+                          kDirect ? nullptr : static_cast<const T*>(packed.origin.get()),
+                          {panel, sq_norm + at});
             if (call.check && !all_finite(sq_norm + at))
                 bad.note(first_bad_row(0, call.x, first + at, width, d));
             for (int i = 0; i < kPoints<T>; ++i) {
@@ -179,7 +179,7 @@ BadRow assign(const KMeansAssign<T>& call) {
                 minima[n_used].label[i] = 0;
             }
         }
-        with_width(static_cast<int>(packed.m.tiling.width), [&](auto width) {
+        with_constant<kMaxWidth>(static_cast<int>(packed.m.tiling.width), [&](auto width) {
             for (int64_t tile = 0; tile < packed.m.tiling.n_tiles; ++tile)
                 for (int64_t p = 0; p < n_used; ++p)
                     fold_tile<kDirect, width()>(memory + panels_at + p * panel_size, packed, tile,

@@ -13,6 +13,10 @@
 #include <type_traits>
 #include <utility>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 namespace deepclust::DEEPCLUST_ISA {
 
 #if defined(__AVX512F__)
@@ -46,6 +50,14 @@ using IntLanes = Lanes<IntLike<T>>;
 template <typename T>
 using DoubleLanes = typename LanesOf<T>::as_double;
 
+// Calls body(std::integral_constant<int, value>), 1 <= value <= kMost.
+template <int kMost, typename Body>
+inline void with_constant(int value, const Body& body) {
+    if constexpr (kMost > 1)
+        if (value < kMost) return with_constant<kMost - 1>(value, body);
+    body(std::integral_constant<int, kMost>());
+}
+
 template <typename T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
@@ -61,18 +73,51 @@ inline void store(T* to, Lanes<T> lanes) {
     std::memcpy(to, &lanes, sizeof lanes);
 }
 
+// The first `count` lanes, and zeros.
+template <typename T>
+inline Lanes<T> first_lanes(Lanes<T> lanes, int64_t count) {
+    IntLanes<T> lane;
+    for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
+    return lane < static_cast<IntLike<T>>(count) ? lanes : Lanes<T>{};
+}
+
+template <typename T>
+inline Lanes<T> load_some(const T* from, int64_t count) {
+    Lanes<T> lanes = {};
+    std::memcpy(&lanes, from, static_cast<size_t>(count) * sizeof(T));
+    return lanes;
+}
+
+template <typename T>
+inline void store_some(T* to, Lanes<T> lanes, int64_t count) {
+    std::memcpy(to, &lanes, static_cast<size_t>(count) * sizeof(T));
+}
+
 template <typename T>
 inline Lanes<T> broadcast(T value) {
     return value - Lanes<T>{};
 }
 
+// With a NaN among them, min gives b and max a.
 template <typename V>
 inline V min(V a, V b) {
+#ifdef __AVX512F__  // where GCC makes two instructions of a comparison and a choice
+    if constexpr (std::is_same_v<V, Lanes<float>>)
+        return static_cast<V>(_mm512_min_ps(static_cast<__m512>(a), static_cast<__m512>(b)));
+    if constexpr (std::is_same_v<V, Lanes<double>>)
+        return static_cast<V>(_mm512_min_pd(static_cast<__m512d>(a), static_cast<__m512d>(b)));
+#endif
     return a < b ? a : b;
 }
 
 template <typename V>
 inline V max(V a, V b) {
+#ifdef __AVX512F__
+    if constexpr (std::is_same_v<V, Lanes<float>>)
+        return static_cast<V>(_mm512_max_ps(static_cast<__m512>(b), static_cast<__m512>(a)));
+    if constexpr (std::is_same_v<V, Lanes<double>>)
+        return static_cast<V>(_mm512_max_pd(static_cast<__m512d>(b), static_cast<__m512d>(a)));
+#endif
     return a < b ? b : a;
 }
 
@@ -89,14 +134,30 @@ inline DoubleLanes<T> widen(Lanes<T> lanes) {
     return __builtin_convertvector(lanes, DoubleLanes<T>);
 }
 
+// IN/OUT sums: as many doubles as there are lanes.
+template <typename T>
+inline void add_widened(double* sums, Lanes<T> lanes) {
+    DoubleLanes<T> total;
+    std::memcpy(&total, sums, sizeof total);
+    total += widen<T>(lanes);
+    std::memcpy(sums, &total, sizeof total);
+}
+
 // The sum of as many doubles as T has lanes, always in the same order.
+template <typename T>
+inline double sum_of_doubles(const double* lanes) {
+    double sum[kLanes<T>];
+    std::memcpy(sum, lanes, sizeof sum);
+    for (int half = kLanes<T> / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+    return sum[0];
+}
+
 template <typename T>
 inline double sum_of_doubles(DoubleLanes<T> lanes) {
     double sum[kLanes<T>];
     std::memcpy(sum, &lanes, sizeof sum);
-    for (int half = kLanes<T> / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
-    return sum[0];
+    return sum_of_doubles<T>(sum);
 }
 
 template <typename T, int... kFrom>

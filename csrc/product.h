@@ -10,6 +10,7 @@
 namespace deepclust::DEEPCLUST_ISA {
 
 constexpr int kMaxWidth = kRegisters == 32 ? 8 : 6;  // x kVectors sums, and room for the operands
+constexpr int kMaxSingles = 2 * kMaxWidth;           // columns of one vector each
 constexpr int64_t kRunLength = 256;  // terms in one running sum; a longer sum adds up such sums
 
 // IN/OUT sum[j][v] += sum_l a[l * a_stride + lanes v] * b[l * b_stride + j * b_column], l < length.
@@ -26,21 +27,12 @@ inline void add_products(const T* a, int64_t a_stride, const T* b, int64_t b_str
     }
 }
 
-// Calls body(std::integral_constant<int, width>) for the width at hand, 1 <= width <= kMaxWidth.
-template <int kWidth = kMaxWidth, typename Body>
-inline void with_width(int width, const Body& body) {
-    if constexpr (kWidth > 1)
-        if (width < kWidth) return with_width<kWidth - 1>(width, body);
-    body(std::integral_constant<int, kWidth>());
-}
-
 // Columns cut into tiles of one width with the least padding, which holds zeros.
 struct Tiling {
     int64_t n_tiles, width;
 
-    explicit Tiling(int64_t n_columns)
-        : n_tiles((n_columns + kMaxWidth - 1) / kMaxWidth),
-          width((n_columns + n_tiles - 1) / n_tiles) {}
+    explicit Tiling(int64_t n_columns, int64_t most = kMaxWidth)
+        : n_tiles((n_columns + most - 1) / most), width((n_columns + n_tiles - 1) / n_tiles) {}
     int64_t padded() const { return n_tiles * width; }
 };
 
@@ -72,7 +64,7 @@ struct PackedColumns {
 template <typename T>
 void multiply_panels(const T* panels, int64_t panel_size, int64_t n_panels,
                      const PackedColumns<T>& columns, T* out, int64_t out_size) {
-    with_width(static_cast<int>(columns.tiling.width), [&](auto constant) {
+    with_constant<kMaxWidth>(static_cast<int>(columns.tiling.width), [&](auto constant) {
         constexpr int kWidth = decltype(constant)::value;
         for (int64_t l = 0; l < columns.length; l += kRunLength)
             for (int64_t tile = 0; tile < columns.tiling.n_tiles; ++tile)
@@ -92,22 +84,23 @@ void multiply_panels(const T* panels, int64_t panel_size, int64_t n_panels,
 // IN/OUT sums[j][lanes] += sum over the points of w[j][point] * rows[point][lanes], kWide vectors.
 template <int kWidth, int kWide, typename T>
 inline void add_outer_tile(const T* w, int64_t w_size, const T* rows, int64_t stride,
-                           int64_t n_panels, int64_t n_rows, double* sums, int64_t sums_stride) {
+                           int64_t n_panels, double* sums, int64_t sums_stride) {
     Lanes<T> sum[kWidth][kWide] = {};
     for (int64_t p = 0; p < n_panels; ++p)
         add_products(rows + p * kPoints<T> * stride, stride, w + p * w_size, 1, kPoints<T>,
                      kPoints<T>, sum);
-    for (int64_t j = 0; j < n_rows; ++j)
-        for (int v = 0; v < kWide; ++v) {
-            double* to = sums + j * sums_stride + v * kLanes<T>;
-            DoubleLanes<T> total;
-            std::memcpy(&total, to, sizeof total);
-            total += widen<T>(sum[j][v]);
-            std::memcpy(to, &total, sizeof total);
-        }
+    for (int j = 0; j < kWidth; ++j)
+        for (int v = 0; v < kWide; ++v)
+            add_widened<T>(sums + j * sums_stride + v * kLanes<T>, sum[j][v]);
 }
 
-// IN w (n_panels, w_size), each (tiling.padded(), kPoints); rows (n_panels * kPoints, stride);
+// The tiles of n_columns sums over points, which lie `stride` numbers wide.
+template <typename T>
+inline Tiling outer_tiling(int64_t n_columns, int64_t stride) {
+    return Tiling(n_columns, stride == kLanes<T> ? kMaxSingles : kMaxWidth);
+}
+
+// IN w (n_panels, w_size), each (n_columns, kPoints); rows (n_panels * kPoints, stride);
 // IN/OUT sums (n_columns, stride) and totals (n_columns), of which tile `tile` is added to:
 // sums[j] += sum over the points of w[j][point] rows[point], totals[j] += sum of w[j][point].
 template <typename T>
@@ -116,30 +109,37 @@ void add_outer_products(const T* w, int64_t w_size, const T* rows, int64_t strid
                         double* totals) {
     constexpr int64_t kRunPanels = kRunLength / kPoints<T>;
     const int64_t first = tile * tiling.width;
-    const int64_t n_rows = least(tiling.width, n_columns - first);
+    const int width = static_cast<int>(least(tiling.width, n_columns - first));
     w += first * kPoints<T>;
     sums += first * stride;
-    with_width(static_cast<int>(tiling.width), [&](auto constant) {
-        constexpr int kWidth = decltype(constant)::value;
-        for (int64_t p = 0; p < n_panels; p += kRunPanels) {
-            const int64_t run = least(kRunPanels, n_panels - p);
-            const T* w_run = w + p * w_size;
-            const T* rows_run = rows + p * kPoints<T> * stride;
-            int64_t e = 0;
-            for (; e + kPoints<T> <= stride; e += kPoints<T>)
-                add_outer_tile<kWidth, kVectors>(w_run, w_size, rows_run + e, stride, run, n_rows,
-                                                 sums + e, stride);
-            if (e < stride)
-                add_outer_tile<kWidth, 1>(w_run, w_size, rows_run + e, stride, run, n_rows,
-                                          sums + e, stride);
-            for (int64_t j = 0; j < n_rows; ++j) {
-                Lanes<T> sum = {};
-                for (int64_t at = j * kPoints<T>; at < run * w_size; at += w_size)
-                    for (int v = 0; v < kVectors; ++v) sum += load(w_run + at + v * kLanes<T>);
-                totals[first + j] += sum_of_doubles<T>(widen<T>(sum));
-            }
+    totals += first;
+    for (int64_t p = 0; p < n_panels; p += kRunPanels) {
+        const int64_t run = least(kRunPanels, n_panels - p);
+        const T* w_run = w + p * w_size;
+        const T* rows_run = rows + p * kPoints<T> * stride;
+        const auto add = [&](auto constant, auto wide, int64_t e) {
+            add_outer_tile<constant(), wide()>(w_run, w_size, rows_run + e, stride, run, sums + e,
+                                               stride);
+        };
+        if (stride == kLanes<T>)
+            with_constant<kMaxSingles>(
+                width, [&](auto constant) { add(constant, std::integral_constant<int, 1>(), 0); });
+        else
+            with_constant<kMaxWidth>(width, [&](auto constant) {
+                int64_t e = 0;
+                for (; e + kPoints<T> <= stride; e += kPoints<T>)
+                    add(constant, std::integral_constant<int, kVectors>(), e);
+                if (e < stride) add(constant, std::integral_constant<int, 1>(), e);
+            });
+        for (int j = 0; j < width; ++j) {
+            Lanes<T> sum[kVectors] = {};
+            for (int64_t at = j * kPoints<T>; at < run * w_size; at += w_size)
+                for (int v = 0; v < kVectors; ++v) sum[v] += load(w_run + at + v * kLanes<T>);
+            DoubleLanes<T> total = {};
+            for (int v = 0; v < kVectors; ++v) total += widen<T>(sum[v]);
+            totals[j] += sum_of_doubles<T>(total);
         }
-    });
+    }
 }
 
 }  // namespace deepclust::DEEPCLUST_ISA

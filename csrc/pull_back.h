@@ -60,7 +60,7 @@ BadRow pull_back(const PackedHead<T>& head, const Head<T>& raw, const Grid& grid
         return bad;
     };
     const auto panels_of = [](int64_t n_rows) { return (n_rows + kPoints<T> - 1) / kPoints<T>; };
-    const Tiling& tiling = head.forward.tiling;
+    const Tiling tiling = outer_tiling<T>(k, stride);
     const int64_t sums_size = k * stride + k;  // and the totals behind them
 
     const bool few = sums_size * static_cast<int64_t>(sizeof(double)) * kParts <= kPartsBytes;

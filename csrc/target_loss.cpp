@@ -124,14 +124,13 @@ bool read_target(int64_t k, const T* p, TargetPanel<T>& panel) {
         for (int v = 0; v < kVectors; ++v) mass[v] += run[v];
     }
     panel.value = p;
-    bool good = true;
+    Lanes<T> zero = {};
     for (int v = 0; v < kVectors; ++v) {
         panel.scale[v] = broadcast(T(1));
         panel.mass[v] = mass[v];
-        for (int i = 0; i < kLanes<T>; ++i)
-            good &= lowest[v][i] >= 0 && mass[v][i] < kInfinity<T>;  // false of NaN, too
+        zero += mass[v] * T(0) + lowest[v];  // `lowest` is never above 0, nor NaN
     }
-    return good;
+    return sum_of_doubles<T>(widen<T>(zero)) == 0;
 }
 
 // IN/OUT s (k, kPoints): products to weights e. OUT loss: each point's; sum: of its weights;
@@ -232,7 +231,7 @@ BadRow target_loss(const TargetLoss<T>& call) {
             old = snapshot->place.at(memory);
             score_block(snapshot->head, call.old_z, call.n, first, n_rows, old, false);
         }
-        losses[block] = 0;
+        DoubleLanes<T> losses_of_block = {};
         for (int64_t at = 0; at < n_rows; at += kPoints<T>) {
             const int64_t width = least(kPoints<T>, n_rows - at), panel = at / kPoints<T>;
             TargetPanel<T> target;
@@ -253,8 +252,10 @@ BadRow target_loss(const TargetLoss<T>& call) {
                 losses_of_panel<form()>(head, call, target, scored.sq_norms + at, s,
                                         keeps ? memory + inverses : nullptr, loss);
             });
-            for (int64_t i = 0; i < width; ++i) losses[block] += loss[i / kLanes<T>][i % kLanes<T>];
+            clear_absent<T>(width, loss);
+            for (int v = 0; v < kVectors; ++v) losses_of_block += widen<T>(loss[v]);
         }
+        losses[block] = sum_of_doubles<T>(losses_of_block);
         return bad;
     };
 

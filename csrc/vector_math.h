@@ -6,10 +6,6 @@
 
 #pragma once
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
 #include "lanes.h"
 
 namespace deepclust::DEEPCLUST_ISA {
@@ -75,12 +71,14 @@ inline Lanes<T> inverse(Lanes<T> x) {
     return T(1) / x;
 }
 
-// sum_i coefficients[i] x^i
+// sum_i coefficients[i] x^i, given x^2: even and odd powers side by side, half as long a chain.
 template <typename T, int kTerms>
-inline Lanes<T> polynomial(const T (&coefficients)[kTerms], Lanes<T> x) {
-    Lanes<T> sum = broadcast(coefficients[kTerms - 1]);
-    for (int i = kTerms - 2; i >= 0; --i) sum = sum * x + broadcast(coefficients[i]);
-    return sum;
+inline Lanes<T> polynomial(const T (&coefficients)[kTerms], Lanes<T> x, Lanes<T> square) {
+    Lanes<T> sums[2] = {broadcast(coefficients[kTerms - 2 + kTerms % 2]),
+                        broadcast(coefficients[kTerms - 1 - kTerms % 2])};
+    for (int i = kTerms - 3; i >= 0; --i)
+        sums[i % 2] = sums[i % 2] * square + broadcast(coefficients[i]);
+    return sums[1] * x + sums[0];
 }
 
 // e^x for x <= 88 (709 in double); 0 below -87.3 (-708.3), where e^x would be subnormal.
@@ -93,7 +91,8 @@ inline Lanes<T> exp(Lanes<T> x) {
     const Lanes<T> shifted = reduced * broadcast(T(1.44269504088896340736)) + shifter;
     const Lanes<T> n = shifted - shifter;
     const Lanes<T> r = (reduced - n * broadcast(F::kLn2High)) - n * broadcast(F::kLn2Low);
-    const Lanes<T> mantissa = r * r * polynomial<T>(F::kExp, r) + r + broadcast(T(1));
+    const Lanes<T> square = r * r;
+    const Lanes<T> mantissa = square * polynomial<T>(F::kExp, r, square) + r + broadcast(T(1));
     const auto power = (bits_as<IntLanes<T>>(shifted) << F::kMantissaBits) + F::kOne;  // 2^n
     const Lanes<T> result = mantissa * bits_as<Lanes<T>>(power);
     return x < broadcast(F::kSmallestExp) ? Lanes<T>{} : result;
@@ -106,7 +105,8 @@ inline Lanes<T> log_from(IntLanes<T> biased_e, Lanes<T> f) {
     const Lanes<T> e =
         bits_as<Lanes<T>>(biased_e | F::kTwo23) - broadcast(F::kTwo23Value + T(F::kExponentBias));
     const Lanes<T> square = f * f;
-    const Lanes<T> tail = polynomial<T>(F::kLog, f) * f * square + e * broadcast(F::kLn2Low);
+    const Lanes<T> tail =
+        polynomial<T>(F::kLog, f, square) * f * square + e * broadcast(F::kLn2Low);
     return e * broadcast(F::kLn2High) + (f + (tail - T(0.5) * square));
 }
 
