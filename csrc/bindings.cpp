@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "memory.h"
 
 namespace py = pybind11;
 using namespace deepclust;
@@ -30,6 +31,14 @@ using HeadArgument = std::tuple<std::string, double, int64_t, int64_t, std::vect
 template <typename T>
 T* pointer(Address address) {
     return reinterpret_cast<T*>(address);
+}
+
+// Where a result of `count` numbers goes.
+template <typename T>
+T* result(Address address, int64_t count) {
+    T* const data = pointer<T>(address);
+    if (data != nullptr) ask_for_huge_pages(data, static_cast<size_t>(count) * sizeof(T));
+    return data;
 }
 
 template <typename T>
@@ -97,7 +106,7 @@ py::object assign_forward(const MatrixArgument& z, int64_t n, const HeadArgument
     return call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
         return kernels.assign_forward(
-            {matrix<T>(z), n, head<T>(h), pointer<T>(q), n_threads, check});
+            {matrix<T>(z), n, head<T>(h), result<T>(q, n * std::get<2>(h)), n_threads, check});
     });
 }
 
@@ -108,8 +117,14 @@ py::object assign_backward(const MatrixArgument& dq, const MatrixArgument& q,
     check_sizes(n, std::get<3>(h), std::get<2>(h), n_threads);
     return call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
-        AssignBackward<T> job{matrix<T>(dq), matrix<T>(q),   matrix<T>(z), n,
-                              head<T>(h),    pointer<T>(dz), {},           n_threads};
+        AssignBackward<T> job{matrix<T>(dq),
+                              matrix<T>(q),
+                              matrix<T>(z),
+                              n,
+                              head<T>(h),
+                              result<T>(dz, n * std::get<3>(h)),
+                              {},
+                              n_threads};
         set_gradients(dparams, job.dparams);
         return kernels.assign_backward(job);
     });
@@ -122,7 +137,7 @@ py::object frequencies(const MatrixArgument& z, int64_t n, const HeadArgument& h
     return call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
         return kernels.frequencies({matrix<T>(z), n, head<T>(h), pointer<const int64_t>(previous),
-                                    pointer<double>(f), pointer<int64_t>(labels),
+                                    pointer<double>(f), result<int64_t>(labels, n),
                                     pointer<int64_t>(n_changed), n_threads, check});
     });
 }
@@ -135,7 +150,8 @@ py::object targets(const MatrixArgument& q, int64_t n, int64_t k, const std::str
     return call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
         return kernels.targets({matrix<T>(q), n, k, pointer<const double>(f),
-                                pointer<const double>(u), power, pointer<T>(p), n_threads, check});
+                                pointer<const double>(u), power, result<T>(p, n * k), n_threads,
+                                check});
     });
 }
 
@@ -165,7 +181,7 @@ py::object target_loss(const MatrixArgument& z, int64_t n, const HeadArgument& h
                           kl,
                           scale,
                           pointer<T>(loss),
-                          pointer<T>(dz),
+                          result<T>(dz, n * std::get<3>(h)),
                           {},
                           n_threads,
                           check};
@@ -176,13 +192,14 @@ py::object target_loss(const MatrixArgument& z, int64_t n, const HeadArgument& h
 
 py::object kmeans_assign(const MatrixArgument& x, const MatrixArgument& mu, int64_t n, int64_t d,
                          int64_t k, const std::string& dtype, Address labels, Address sq_dist,
-                         int n_threads, bool check) {
+                         Address weight, Address sums, Address counts, int n_threads, bool check) {
     check_sizes(n, d, k, n_threads);
     return call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
         return kernels.kmeans_assign({matrix<T>(x), matrix<T>(mu), n, d, k,
-                                      pointer<int64_t>(labels), pointer<T>(sq_dist), n_threads,
-                                      check});
+                                      result<int64_t>(labels, n), result<T>(sq_dist, n),
+                                      pointer<const T>(weight), pointer<double>(sums),
+                                      pointer<double>(counts), n_threads, check});
     });
 }
 
@@ -206,7 +223,7 @@ py::object kmeans_loss(const MatrixArgument& z, const MatrixArgument& mu, int64_
         using T = decltype(type_of(kernels));
         return kernels.kmeans_loss({matrix<T>(z), matrix<T>(mu), n, d, k,
                                     pointer<const int64_t>(labels), scale, pointer<T>(loss),
-                                    pointer<T>(dz), pointer<T>(dmu), n_threads, check});
+                                    result<T>(dz, n * d), pointer<T>(dmu), n_threads, check});
     });
 }
 

@@ -53,6 +53,11 @@ struct Parts {
     int64_t first(int64_t part) const { return part * n_blocks / count; }  // its first block
 };
 
+// IN/OUT to (size).
+inline void add_numbers(const double* from, int64_t size, double* to) {
+    for (int64_t i = 0; i < size; ++i) to[i] += from[i];
+}
+
 template <typename T>
 Grid grid_for(const PackedHead<T>& head, int64_t n) {
     return Grid(n, kPoints<T>, head.scores_size() * static_cast<int64_t>(sizeof(T)));

@@ -18,11 +18,14 @@
 
 #include "blocks.h"
 #include "kernels.h"
+#include "label_sums.h"
 
 namespace deepclust::DEEPCLUST_ISA {
 namespace {
 
 constexpr int64_t kDirectWidth = 16;  // up to here finding sq_dist afterwards costs as much
+
+constexpr int64_t kFusedBytes = 64 << 10;  // of sums; larger ones take a pass of their own
 
 template <typename T>
 struct PackedCentroids {
@@ -209,16 +212,46 @@ BadRow assign(const KMeansAssign<T>& call) {
         return bad;
     };
     const BadRow bad = call.check ? first_bad_row(1, call.mu, 0, call.k, d) : BadRow{};
-    return for_each_with_memory<T>(grid.n_blocks, layout,
-                                   double(call.n) * double(call.k) * double(d), call.n_threads, bad,
-                                   assign_block);
+    const double work = double(call.n) * double(call.k) * double(d);
+    if (call.sums == nullptr)
+        return for_each_with_memory<T>(grid.n_blocks, layout, work, call.n_threads, bad,
+                                       assign_block);
+
+    // While a block is in cache: its rows go to the sums of its part.
+    const WeightedRows<T> rows{call.x, call.n, d, call.k, call.labels, call.weight};
+    const int64_t width = sums_width<T>(d), size = call.k * width;
+    const Parts parts(grid, size, 1);
+    const Buffer<double> sums(parts.count * size);
+    std::memset(sums.get(), 0, static_cast<size_t>(parts.count * size) * sizeof(double));
+    const BadRow found = for_each_with_memory<T>(
+        parts.count, layout, work, call.n_threads, bad, [&](int64_t part, T* memory) {
+            BadRow in_part;
+            for (int64_t block = parts.first(part); block < parts.first(part + 1); ++block) {
+                in_part.note(assign_block(block, memory));
+                const int64_t first = block * grid.block_rows;
+                rows.add({part, first, first + grid.rows_of(block), 0, width, &sums[part * size]});
+            }
+            return in_part;
+        });
+    for (int64_t part = 1; part < parts.count; ++part)
+        add_numbers(&sums[part * size], size, sums.get());
+    rows.split(sums.get(), call.sums, call.counts);
+    return found;
 }
 
 }  // namespace
 
 template <typename T>
 BadRow kmeans_assign(const KMeansAssign<T>& call) {
-    return call.d <= kDirectWidth ? assign<true>(call) : assign<false>(call);
+    const int64_t sums_bytes = call.k * sums_width<T>(call.d) * int64_t(sizeof(double));
+    const bool apart = call.sums != nullptr && sums_bytes > kFusedBytes;
+    KMeansAssign<T> job = call;
+    if (apart) job.sums = nullptr;
+    const BadRow bad = call.d <= kDirectWidth ? assign<true>(job) : assign<false>(job);
+    if (apart && bad.input < 0)
+        return kmeans_update<T>({call.x, call.n, call.d, call.k, call.labels, call.weight,
+                                 call.sums, call.counts, call.n_threads, false});
+    return bad;
 }
 
 template BadRow kmeans_assign(const KMeansAssign<float>&);

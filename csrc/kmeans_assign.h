@@ -6,13 +6,17 @@
 
 namespace deepclust {
 
-// IN x (n, d), mu (k, d); OUT labels (n), sq_dist (n).
+// IN x (n, d), mu (k, d); OUT labels (n), sq_dist (n). With `sums`, the centroid update in the same
+// pass: IN weight (n) or null: all 1; OUT sums (k, d), counts (k).
 template <typename T>
 struct KMeansAssign {
     Matrix<T> x, mu;
     int64_t n, d, k;
     int64_t* labels;
     T* sq_dist;
+    const T* weight;
+    double* sums;
+    double* counts;
     int n_threads;
     bool check;
 };

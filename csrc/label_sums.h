@@ -6,6 +6,8 @@
 
 #pragma once
 
+#include <cmath>
+
 #include "blocks.h"
 
 namespace deepclust::DEEPCLUST_ISA {
@@ -43,13 +45,102 @@ class LabelSums {
                            least(d_, (range + 1) * width), mine});
         });
         for (int64_t part = 1; part < n_parts_; ++part)
-            for (int64_t i = 0; i < size; ++i) sums[i] += rest_[(part - 1) * size + i];
+            add_numbers(&rest_[(part - 1) * size], size, sums);
     }
 
   private:
     static constexpr int64_t kFewestParts = 8, kPartRows = 1024, kRange = 64;
     int64_t n_, k_, d_, n_parts_, n_ranges_;
     Buffer<double> rest_;  // the sums of all parts but the first
+};
+
+// The sums of the centroid update: a row's sum is its numbers, a 1 and zeros, times its weight, so
+// that counts come along in column d of sums (k, sums_width).
+template <typename T>
+int64_t sums_width(int64_t d) {
+    return round_up<T>(d + 1);
+}
+
+template <typename T>
+struct WeightedRows {
+    Matrix<T> x;
+    int64_t n, d, k;
+    const int64_t* labels;
+    const T* weight;  // or null: all 1
+
+    // Adds the rows of a task to its sums. Returns the first row whose label is none, or -1.
+    int64_t add(const LabelTask& task) const {
+        int64_t bad_label = -1;
+        if (d <= kNarrow && x.col_stride == 1 && x.row_stride == d)
+            with_constant<kNarrow>(static_cast<int>(d),
+                                   [&](auto constant) { bad_label = add_rows<constant()>(task); });
+        else
+            bad_label = add_rows<0>(task);
+        return bad_label;
+    }
+
+    // OUT sums (k, d) and counts (k), of `wide` ones.
+    void split(const double* wide, double* sums, double* counts) const {
+        for (int64_t j = 0; j < k; ++j, wide += sums_width<T>(d)) {
+            for (int64_t e = 0; e < d; ++e) sums[j * d + e] = wide[e];
+            counts[j] = wide[d];
+        }
+    }
+
+    // The first row of x or of the weights with NaN or Inf, where sums or counts have.
+    BadRow find_bad(const double* sums, const double* counts) const {
+        bool finite = true;  // and where all sums are, all terms were
+        for (int64_t i = 0; i < k * d; ++i) finite &= std::isfinite(sums[i]);
+        for (int64_t j = 0; j < k; ++j) finite &= std::isfinite(counts[j]);
+        if (finite) return {};
+        const BadRow in_x = first_bad_row(0, x, 0, n, d);
+        if (in_x.input >= 0 || weight == nullptr) return in_x;
+        return first_bad_row(1, Matrix<T>{weight, 1, 1}, 0, n, 1);
+    }
+
+  private:
+    static Lanes<T> ending_with_one(Lanes<T> numbers, int64_t count) {
+        numbers = first_lanes<T>(numbers, count);
+        numbers[count] = 1;
+        return numbers;
+    }
+
+    static void add_lanes(double* to, Lanes<T> numbers, double weight) {
+        DoubleLanes<T> total;
+        std::memcpy(&total, to, sizeof total);
+        total += widen<T>(numbers) * weight;
+        std::memcpy(to, &total, sizeof total);
+    }
+
+    // kWidth: d, of contiguous rows; or 0, of any.
+    template <int kWidth>
+    int64_t add_rows(const LabelTask& task) const {
+        constexpr int64_t kL = kLanes<T>;
+        const int64_t width = kWidth > 0 ? kWidth : d, stride = sums_width<T>(width);
+        for (int64_t i = task.first; i < task.end; ++i) {
+            const int64_t label = labels[i];
+            if (label < 0 || label >= k) return i;
+            const double w = weight == nullptr ? 1.0 : weight[i];
+            const T* const row = x.row(i);
+            double* const to = task.sums + label * stride;
+            // Past a narrow row's end lie the next ones, until the last few.
+            if (kWidth > 0 && i + kL < n) {
+                for (int64_t e = 0; e < stride; e += kL)
+                    add_lanes(
+                        to + e,
+                        e + kL <= width ? load(row + e) : ending_with_one(load(row + e), width - e),
+                        w);
+                continue;
+            }
+            const int64_t stop = least(width, task.stop);
+            if (x.col_stride == 1)  // a constant stride makes it vectorise
+                for (int64_t e = task.begin; e < stop; ++e) to[e] += w * row[e];
+            else
+                for (int64_t e = task.begin; e < stop; ++e) to[e] += w * row[e * x.col_stride];
+            if (task.stop == stride) to[width] += w;
+        }
+        return -1;
+    }
 };
 
 }  // namespace deepclust::DEEPCLUST_ISA

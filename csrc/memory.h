@@ -11,6 +11,10 @@ namespace deepclust {
 void* allocate(size_t bytes);
 void release(void* memory) noexcept;
 
+// Asks for huge pages for memory that is about to be filled: page by page, faults would cost as
+// much as the arithmetic. Nothing changes where there are none, or for less than two of them.
+void ask_for_huge_pages(void* memory, size_t bytes) noexcept;
+
 #ifdef DEEPCLUST_ISA
 namespace DEEPCLUST_ISA {
 

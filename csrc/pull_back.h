@@ -87,7 +87,7 @@ BadRow pull_back(const PackedHead<T>& head, const Head<T>& raw, const Grid& grid
                 return found;
             });
         for (int64_t part = 1; part < parts.count; ++part)
-            for (int64_t i = 0; i < sums_size; ++i) sums[i] += sums[part * sums_size + i];
+            add_numbers(&sums[part * sums_size], sums_size, sums.get());
     } else {
         const int64_t panels_at = layout.add(panels * head.panel_size());
         const int64_t norms_at = layout.add(grid.block_rows);

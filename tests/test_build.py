@@ -41,6 +41,9 @@ def assign(x, c, n_threads=2, check=True):
         x.dtype.name,
         labels.ctypes.data,
         sq_dist.ctypes.data,
+        0,
+        0,
+        0,
         n_threads,
         check,
     )
@@ -228,6 +231,9 @@ def test_bad_arguments(changed, message):
         "dtype": "float32",
         "labels": 0,
         "sq_dist": 0,
+        "weight": 0,
+        "sums": 0,
+        "counts": 0,
         "n_threads": 1,
         "check": True,
     }
@@ -248,7 +254,7 @@ def assign():
     labels, sq_dist = np.empty(20000, np.int64), np.empty(20000)
     matrix = (x.ctypes.data, 64, 1)
     _C.kmeans_assign(matrix, matrix, 20000, 64, 30, "float64",
-                     labels.ctypes.data, sq_dist.ctypes.data, 4, True)
+                     labels.ctypes.data, sq_dist.ctypes.data, 0, 0, 0, 4, True)
     return labels
 
 torch.rand(4_000_000).exp()  # starts the parent's OpenMP threads

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deepclust import functional as F
+from deepclust.kernels.kmeans_assign.op import assign_and_update
 from tests import budget, reference
 from tests.cases import DTYPES, LAYOUTS, SHAPES, as_numpy, backends_for, judge, lay_out
 
@@ -184,3 +185,37 @@ def test_bad_arguments() -> None:
     for k in (0, -2, 2.5, "3"):
         with pytest.raises((TypeError, ValueError), match=r"^n_clusters: "):
             F.kmeans_update(x, labels, k, backend="eager")
+
+
+@backends
+@dtypes
+@weighted
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *SHAPES.values(),
+        (3001, 10, 300),
+        (3001, 15, 3),
+        (3001, 16, 3),
+        (700, 64, 256),
+        (500, 784, 400),
+    ],
+)
+def test_one_pass_is_two(
+    backend: str, dtype: torch.dtype, weighted: bool, shape: tuple[int, int, int]
+) -> None:
+    """The assignment's pass gives the sums that the update gives of its labels."""
+    x, _, weight = make_rows(shape, dtype)
+    weight = weight if weighted else torch.ones_like(weight)
+    for rows in (x, torch.stack([x, x], 2)[:, :, 0]):
+        centroids = make_rows((shape[2], shape[1], 1), dtype, shift=0.1)[0]
+        labels, sq_dist, sums, counts = assign_and_update(rows, centroids, weight, backend)
+        found = F.kmeans_assign(x, centroids, backend=backend)
+        assert torch.equal(labels, found[0])
+        assert torch.equal(sq_dist, found[1])
+        exact = [as_numpy(value) for value in (x, labels, weight)]
+        expected = reference.kmeans_update(exact[0], exact[1], shape[2], exact[2])
+        sizes, _ = reference.kmeans_update(np.abs(exact[0]), exact[1], shape[2], exact[2])
+        step = (budget.growth(len(x)) + 2) * budget.roundoff(dtype)
+        assert (np.abs(as_numpy(sums) - expected[0]) <= step * sizes).all()
+        assert (np.abs(as_numpy(counts) - expected[1]) <= step * expected[1]).all()

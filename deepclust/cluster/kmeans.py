@@ -19,6 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor
 
 from deepclust import functional as F
+from deepclust.kernels.kmeans_assign.op import assign_and_update
 
 Array = np.ndarray[Any, Any]
 
@@ -257,16 +258,14 @@ def lloyd(
     backend: str = "auto",
 ) -> tuple[float, Tensor, Tensor, int, bool]:
     """Lloyd's iterations: inertia, centroids, labels, number of iterations, whether converged."""
-    k = centroids.shape[0]
     previous = None
     converged = False
     n_iter = 0
     for n_iter in range(1, max_iter + 1):  # noqa: B007  the count is a result
-        labels, sq_dist = F.kmeans_assign(x, centroids, backend=backend, check=False)
+        labels, sq_dist, sums, counts = assign_and_update(x, centroids, weight, backend)
         if previous is not None and torch.equal(labels, previous):
             converged = True  # these centroids are the means of these labels already
             break
-        sums, counts = F.kmeans_update(x, labels, k, weight, backend=backend, check=False)
         _fill_empty(sums, counts, x, weight, labels, sq_dist)
         moved = torch.where(counts.unsqueeze(1) > 0, sums / counts.unsqueeze(1), centroids)
         shift = _total((moved - centroids) ** 2)

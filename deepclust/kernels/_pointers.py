@@ -25,6 +25,11 @@ def matrix(tensor: Tensor) -> Matrix:
     return tensor.data_ptr(), rows, columns
 
 
+def address(vector: Tensor | None) -> int:
+    """Where a contiguous tensor's numbers are; 0 for none."""
+    return 0 if vector is None else vector.data_ptr()
+
+
 def packed(head: Head) -> Head:
     """The same head with its numbers side by side, as the kernels read parameters."""
     if all(param.is_contiguous() for param in head.params):

@@ -65,9 +65,9 @@ class Job {
 
     static const std::vector<std::string>& names() {
         static const std::vector<std::string> all = {
-            "assign_forward", "assign_backward",   "frequencies",          "targets",
-            "target_loss",    "target_loss_value", "target_loss_snapshot", "kmeans_assign",
-            "kmeans_update",  "kmeans_loss"};
+            "assign_forward",     "assign_backward",   "frequencies",          "targets",
+            "target_loss",        "target_loss_value", "target_loss_snapshot", "kmeans_assign",
+            "kmeans_assign_sums", "kmeans_update",     "kmeans_loss"};
         return all;
     }
 
@@ -104,8 +104,11 @@ class Job {
         else if (name == "target_loss_snapshot")
             target_loss(false, true);
         else if (name == "kmeans_assign")
-            kernels_.kmeans_assign(
-                {z, mu, n_, d_, k_, found_.data(), sq_dist_.data(), threads, true});
+            kernels_.kmeans_assign({z, mu, n_, d_, k_, found_.data(), sq_dist_.data(), nullptr,
+                                    nullptr, nullptr, threads, true});
+        else if (name == "kmeans_assign_sums")
+            kernels_.kmeans_assign({z, mu, n_, d_, k_, found_.data(), sq_dist_.data(), nullptr,
+                                    sums_.data(), counts_.data(), threads, true});
         else if (name == "kmeans_update")
             kernels_.kmeans_update({z, n_, d_, k_, labels_.data(), nullptr, sums_.data(),
                                     counts_.data(), threads, true});

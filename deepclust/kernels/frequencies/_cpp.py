@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deepclust import _C
-from deepclust.kernels._pointers import DTYPES, head_argument, matrix, packed, refuse
+from deepclust.kernels._pointers import DTYPES, address, head_argument, matrix, packed, refuse
 from deepclust.kernels.heads import Head
 
 
@@ -24,7 +24,7 @@ def forward(
         z.shape[0],
         head_argument(head),
         DTYPES[head.dtype],
-        0 if previous is None else previous.data_ptr(),
+        address(previous),
         f.data_ptr(),
         labels.data_ptr(),
         n_changed.data_ptr(),

@@ -6,11 +6,32 @@ import torch
 from torch import Tensor
 
 from deepclust import _C
-from deepclust.kernels._pointers import DTYPES, matrix, refuse
+from deepclust.kernels._pointers import DTYPES, address, matrix, refuse
 
 
 def forward(x: Tensor, centroids: Tensor, check: bool) -> tuple[Tensor, Tensor]:
     """labels (N,), sq_dist (N,)."""
+    return _run(x, centroids, None, None, None, check)
+
+
+def forward_and_update(
+    x: Tensor, centroids: Tensor, sample_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """These, and sums (K, D) and counts (K,) in float64, in one pass where K D is small."""
+    sums = torch.empty(centroids.shape, dtype=torch.float64)
+    counts = torch.empty(centroids.shape[0], dtype=torch.float64)
+    weight = None if sample_weight is None else sample_weight.to(centroids.dtype).contiguous()
+    return *_run(x, centroids, weight, sums, counts, False), sums, counts
+
+
+def _run(
+    x: Tensor,
+    centroids: Tensor,
+    weight: Tensor | None,
+    sums: Tensor | None,
+    counts: Tensor | None,
+    check: bool,
+) -> tuple[Tensor, Tensor]:
     x = x.to(centroids.dtype)
     n, d = x.shape
     labels = torch.empty(n, dtype=torch.int64)
@@ -24,6 +45,9 @@ def forward(x: Tensor, centroids: Tensor, check: bool) -> tuple[Tensor, Tensor]:
         DTYPES[x.dtype],
         labels.data_ptr(),
         sq_dist.data_ptr(),
+        address(weight),
+        address(sums),
+        address(counts),
         torch.get_num_threads(),
         check,
     )

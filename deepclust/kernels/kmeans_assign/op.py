@@ -7,6 +7,7 @@ from torch import Tensor
 
 from deepclust.kernels import _checks, _dispatch
 from deepclust.kernels._blocks import full_precision
+from deepclust.kernels.kmeans_update.op import kmeans_update
 
 
 def kmeans_assign(
@@ -62,6 +63,26 @@ def _forward(x: Tensor, centroids: Tensor, backend: str, check: bool) -> tuple[T
     with full_precision(x):
         labels, sq_dist = kernel.forward(x, centroids, _checks.wants_check(check, x))
     return labels, sq_dist
+
+
+@torch.no_grad()
+def assign_and_update(
+    x: Tensor, centroids: Tensor, sample_weight: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One iteration of Lloyd's algorithm, unchecked: `kmeans_assign`, and `kmeans_update` of that.
+
+    One pass over x instead of two where a backend has it.
+    """
+    kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+    if not hasattr(kernel, "forward_and_update"):
+        labels, sq_dist = _forward(x, centroids, backend, False)
+        sums, counts = kmeans_update(
+            x, labels, len(centroids), sample_weight, backend=backend, check=False
+        )
+        return labels, sq_dist, sums, counts
+    dtype = _checks.compute_dtype(x.dtype)
+    labels, sq_dist, sums, counts = kernel.forward_and_update(x, centroids.to(dtype), sample_weight)
+    return labels, sq_dist, sums.to(dtype), counts.to(dtype)
 
 
 _dispatch.define(

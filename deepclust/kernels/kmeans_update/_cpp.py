@@ -7,7 +7,7 @@ from torch import Tensor
 
 from deepclust import _C
 from deepclust.kernels import _checks
-from deepclust.kernels._pointers import DTYPES, matrix, refuse
+from deepclust.kernels._pointers import DTYPES, address, matrix, refuse
 
 
 def forward(
@@ -27,7 +27,7 @@ def forward(
         n_clusters,
         DTYPES[dtype],
         labels.data_ptr(),
-        0 if weight is None else weight.data_ptr(),
+        address(weight),
         sums.data_ptr(),
         counts.data_ptr(),
         torch.get_num_threads(),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from deepclust import _C
 from deepclust.kernels import _checks
-from deepclust.kernels._pointers import DTYPES, matrix
+from deepclust.kernels._pointers import DTYPES, address, matrix
 
 
 def forward(
@@ -23,8 +23,8 @@ def forward(
         n,
         k,
         DTYPES[q.dtype],
-        0 if f is None else f.data_ptr(),
-        0 if u is None else u.data_ptr(),
+        address(f),
+        address(u),
         power,
         p.data_ptr(),
         torch.get_num_threads(),
