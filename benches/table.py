@@ -1,4 +1,4 @@
-"""Prints one table of a --benchmark-json file: ours, each peer, ratios, shares of the floor."""
+"""Prints one table of --benchmark-json files: ours, each peer, ratios, shares of the floor."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def rows(info: dict[str, Any]) -> list[list[str]]:
     return [ours, *peers]
 
 
-def main(path: str) -> None:
-    benchmarks = json.loads(Path(path).read_text())["benchmarks"]
+def main(*paths: str) -> None:
+    benchmarks = [b for path in paths for b in json.loads(Path(path).read_text())["benchmarks"]]
     infos = [b["extra_info"] for b in benchmarks if "work" in b["extra_info"]]
     if not infos:
-        sys.exit(f"{path}: no benches in it")
+        sys.exit(f"{', '.join(paths)}: no benches in it")
     infos.sort(key=lambda info: (info["work"], info["shape"], info["data"]))
     header = ["work", "by", "ms", "ours is faster", "of floor", "GFLOP/s", "GB/s", "error"]
     table = [header, *(row for info in infos for row in rows(info))]
@@ -62,4 +62,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
