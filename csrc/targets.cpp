@@ -2,6 +2,9 @@
 //
 // Divided by the row's largest, no power underflows where it matters. A row of zeros stays one.
 //
+// A narrow row goes through by the panel, points along the lanes; a wide one has its own clusters
+// along the lanes, and nothing is turned.
+//
 // Memory: for f, a row of sums for each of at most kParts parts of the rows, added up in order; for
 // each thread a panel. Reads n k numbers, twice without f, and writes as many.
 
@@ -45,11 +48,59 @@ bool fill_target(int64_t k, const T* factor, bool square, T* q, PerPoint<T>& inv
         for (int v = 0; v < kVectors; ++v) sum[v] += run[v];
     }
     for (int v = 0; v < kVectors; ++v) inverse[v] = T(1) / max(sum[v], tiny);
-    bool good = true;
-    for (int v = 0; v < kVectors; ++v)
-        for (int i = 0; i < kLanes<T>; ++i)
-            good &= lowest[v][i] >= 0 && total[v][i] < kInfinity<T>;  // false of NaN, too
-    return good;
+    Lanes<T> zero = {};
+    for (int v = 0; v < kVectors; ++v) zero += total[v] * T(0) + lowest[v];
+    return sum_of_doubles<T>(widen<T>(zero)) == 0;  // false of NaN, too
+}
+
+// Calls body(e, count) for the columns [e, e + count) of a row, count <= kLanes.
+template <typename T, typename Body>
+inline void for_each_lanes(int64_t first, int64_t end, const Body& body) {
+    int64_t e = first;
+    for (; e + kLanes<T> <= end; e += kLanes<T>) body(e, std::true_type());
+    if (e < end) body(e, std::false_type());
+}
+
+// OUT p (k), of q (k), which lies side by side; factor is padded to whole lanes. Returns whether
+// q's values are finite and not negative.
+template <bool kSquare, typename T>
+bool fill_row(int64_t k, const T* factor, const T* q, T* p) {
+    constexpr T kTiny = std::numeric_limits<T>::min();
+    Lanes<T> lowest = {}, top = broadcast(kTiny), total = {};
+    const auto load_at = [&](const T* from, int64_t e, auto whole) {
+        return whole() ? load(from + e) : load_some(from + e, k - e);
+    };
+    const auto store_at = [&](int64_t e, Lanes<T> lanes, auto whole) {
+        if (whole())
+            store<T>(p + e, lanes);
+        else
+            store_some(p + e, lanes, k - e);
+    };
+    for_each_lanes<T>(0, k, [&](int64_t e, auto whole) {
+        const Lanes<T> value = load_at(q, e, whole);
+        lowest = min(value, lowest);
+        top = max(top, value * load(factor + e));
+        total += value;
+    });
+    T largest = kTiny;
+    for (int i = 0; i < kLanes<T>; ++i) largest = largest < top[i] ? top[i] : largest;
+    const T inverse_largest = T(1) / largest;
+    double sum = 0;
+    for (int64_t first = 0; first < k; first += kRunLength * kLanes<T>) {
+        Lanes<T> run = {};
+        for_each_lanes<T>(
+            first, least(k, first + kRunLength * kLanes<T>), [&](int64_t e, auto whole) {
+                Lanes<T> weight = load_at(q, e, whole) * load(factor + e) * inverse_largest;
+                if constexpr (kSquare) weight *= weight;
+                store_at(e, weight, whole);
+                run += weight;
+            });
+        sum += sum_of_doubles<T>(widen<T>(run));
+    }
+    const T inverse = static_cast<T>(1 / (sum < kTiny ? double(kTiny) : sum));
+    for_each_lanes<T>(
+        0, k, [&](int64_t e, auto whole) { store_at(e, load_at(p, e, whole) * inverse, whole); });
+    return sum_of_doubles<T>(widen<T>(total * T(0) + lowest)) == 0;  // false of NaN, too
 }
 
 // OUT f (k): the column sums of q.
@@ -88,7 +139,8 @@ BadRow targets(const Targets<T>& call) {
     const PanelLayout<T> panel(layout, k);
     const Grid grid(call.n, kPoints<T>, round_up<T>(k) * kPoints<T> * int64_t(sizeof(T)));
     const Buffer<double> f(k);
-    const Buffer<T> factor(k);
+    const Buffer<T> factor(round_up<T>(k));
+    for (int64_t j = 0; j < round_up<T>(k); ++j) factor[j] = 0;
     if (call.f == nullptr) sum_columns(call, grid, f.get());
     for (int64_t j = 0; j < k; ++j) {
         const double f_j = call.f == nullptr ? f[j] : call.f[j];
@@ -96,13 +148,18 @@ BadRow targets(const Targets<T>& call) {
         factor[j] = static_cast<T>(
             std::sqrt((call.u == nullptr ? 1.0 : call.u[j]) / (f_j < tiny ? tiny : f_j)));
     }
+    const bool by_rows = k > kNarrow && call.q.col_stride == 1;
+    const auto fill = call.power == 2 ? fill_row<true, T> : fill_row<false, T>;
     return for_each_with_memory<T>(
         grid.n_blocks, layout, 4 * double(call.n) * double(k), call.n_threads, {},
         [&](int64_t block, T* memory) {
             BadRow bad;
-            const int64_t begin = block * grid.block_rows;
-            for (int64_t at = begin; at < begin + grid.rows_of(block); at += kPoints<T>) {
-                const int64_t n_rows = least(kPoints<T>, begin + grid.rows_of(block) - at);
+            const int64_t begin = block * grid.block_rows, end = begin + grid.rows_of(block);
+            for (int64_t i = begin; by_rows && i < end; ++i)
+                if (!fill(k, factor.get(), call.q.row(i), call.p + i * k) && call.check)
+                    bad.note(first_bad_row(0, call.q, i, 1, k, true));
+            for (int64_t at = begin; !by_rows && at < end; at += kPoints<T>) {
+                const int64_t n_rows = least(kPoints<T>, end - at);
                 T* const p = panel.load(call.q, call.n, at, memory);
                 PerPoint<T> inverse;
                 if (!fill_target(k, factor.get(), call.power == 2, p, inverse) && call.check)
