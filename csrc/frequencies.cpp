@@ -82,10 +82,8 @@ BadRow frequencies(const Frequencies<T>& call) {
                 f[part * k + j] = sum_of_doubles<T>(f_lanes + j * kLanes<T>);
             return found;
         });
-    for (int64_t j = 0; j < k; ++j) {
-        call.f[j] = 0;
-        for (int64_t part = 0; part < parts.count; ++part) call.f[j] += f[part * k + j];
-    }
+    for (int64_t j = 0; j < k; ++j) call.f[j] = 0;
+    for (int64_t part = 0; part < parts.count; ++part) add_numbers(&f[part * k], k, call.f);
     *call.n_changed = 0;
     for (int64_t part = 0; part < parts.count; ++part) *call.n_changed += n_changed[part];
     return bad;

@@ -104,7 +104,7 @@ BadRow kmeans_loss(const KMeansLoss<T>& call) {
             losses[task.index] =
                 add_rows<constant()>(call, mu.get(), stride, task, factor, bad_label[task.index]);
         };
-        if (d <= kNarrow && call.z.col_stride == 1 && call.z.row_stride == d)
+        if (is_narrow(call.z, d))
             with_constant<kNarrow>(static_cast<int>(d), add);
         else
             add(std::integral_constant<int, 0>());

@@ -71,7 +71,7 @@ struct WeightedRows {
     // Adds the rows of a task to its sums. Returns the first row whose label is none, or -1.
     int64_t add(const LabelTask& task) const {
         int64_t bad_label = -1;
-        if (d <= kNarrow && x.col_stride == 1 && x.row_stride == d)
+        if (is_narrow(x, d))
             with_constant<kNarrow>(static_cast<int>(d),
                                    [&](auto constant) { bad_label = add_rows<constant()>(task); });
         else
@@ -105,13 +105,6 @@ struct WeightedRows {
         return numbers;
     }
 
-    static void add_lanes(double* to, Lanes<T> numbers, double weight) {
-        DoubleLanes<T> total;
-        std::memcpy(&total, to, sizeof total);
-        total += widen<T>(numbers) * weight;
-        std::memcpy(to, &total, sizeof total);
-    }
-
     // kWidth: d, of contiguous rows; or 0, of any.
     template <int kWidth>
     int64_t add_rows(const LabelTask& task) const {
@@ -126,7 +119,7 @@ struct WeightedRows {
             // Past a narrow row's end lie the next ones, until the last few.
             if (kWidth > 0 && i + kL < n) {
                 for (int64_t e = 0; e < stride; e += kL)
-                    add_lanes(
+                    add_widened<T>(
                         to + e,
                         e + kL <= width ? load(row + e) : ending_with_one(load(row + e), width - e),
                         w);

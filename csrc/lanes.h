@@ -136,10 +136,10 @@ inline DoubleLanes<T> widen(Lanes<T> lanes) {
 
 // IN/OUT sums: as many doubles as there are lanes.
 template <typename T>
-inline void add_widened(double* sums, Lanes<T> lanes) {
+inline void add_widened(double* sums, Lanes<T> lanes, double factor = 1) {
     DoubleLanes<T> total;
     std::memcpy(&total, sums, sizeof total);
-    total += widen<T>(lanes);
+    total += widen<T>(lanes) * factor;
     std::memcpy(sums, &total, sizeof total);
 }
 
@@ -158,6 +158,12 @@ inline double sum_of_doubles(DoubleLanes<T> lanes) {
     double sum[kLanes<T>];
     std::memcpy(sum, &lanes, sizeof sum);
     return sum_of_doubles<T>(sum);
+}
+
+// Whether lanes of which none is above zero are all zero: false of NaN, too.
+template <typename T>
+inline bool all_zero(Lanes<T> lanes) {
+    return sum_of_doubles<T>(widen<T>(lanes)) == 0;
 }
 
 template <typename T, int... kFrom>

@@ -33,6 +33,12 @@ inline int64_t most(int64_t a, int64_t b) {
     return a < b ? b : a;
 }
 
+// Whether rows of so few numbers lie one after the other.
+template <typename T>
+inline bool is_narrow(Matrix<T> x, int64_t width) {
+    return width <= kNarrow && x.col_stride == 1 && x.row_stride == width;
+}
+
 // A square of x less origin: row `first + i` to tile[i], from column e on; zeros past n rows.
 template <typename T>
 inline void load_tile(Matrix<T> x, int64_t n, int64_t first, int64_t e, int64_t width,
@@ -109,8 +115,7 @@ template <typename T>
 void load_panel(Matrix<T> x, int64_t n, int64_t first, int64_t width, const T* shift,
                 const PanelOut<T>& out) {
     constexpr int kL = kLanes<T>;
-    if (width <= kNarrow && x.col_stride == 1 && x.row_stride == width &&
-        (n - first - kPoints<T>)*width >= kL)
+    if (is_narrow(x, width) && (n - first - kPoints<T>)*width >= kL)
         return with_constant<kNarrow>(static_cast<int>(width), [&](auto constant) {
             load_narrow<constant()>(x.row(first), shift, out);
         });
@@ -198,7 +203,7 @@ template <typename T>
 inline bool all_finite(const T* numbers) {
     Lanes<T> zero = {};
     for (int v = 0; v < kVectors; ++v) zero += load(numbers + v * kLanes<T>) * T(0);
-    return sum_of_doubles<T>(widen<T>(zero)) == 0;
+    return all_zero<T>(zero);
 }
 
 // The first row of [first, first + n_rows) of x, which is `input`, with NaN or Inf (or, if asked, a

@@ -130,7 +130,7 @@ bool read_target(int64_t k, const T* p, TargetPanel<T>& panel) {
         panel.mass[v] = mass[v];
         zero += mass[v] * T(0) + lowest[v];  // `lowest` is never above 0, nor NaN
     }
-    return sum_of_doubles<T>(widen<T>(zero)) == 0;
+    return all_zero<T>(zero);
 }
 
 // IN/OUT s (k, kPoints): products to weights e. OUT loss: each point's; sum: of its weights;

@@ -50,10 +50,10 @@ bool fill_target(int64_t k, const T* factor, bool square, T* q, PerPoint<T>& inv
     for (int v = 0; v < kVectors; ++v) inverse[v] = T(1) / max(sum[v], tiny);
     Lanes<T> zero = {};
     for (int v = 0; v < kVectors; ++v) zero += total[v] * T(0) + lowest[v];
-    return sum_of_doubles<T>(widen<T>(zero)) == 0;  // false of NaN, too
+    return all_zero<T>(zero);
 }
 
-// Calls body(e, count) for the columns [e, e + count) of a row, count <= kLanes.
+// Calls body(e, whole) for the lanes of [first, end): whole() says that all are there, constantly.
 template <typename T, typename Body>
 inline void for_each_lanes(int64_t first, int64_t end, const Body& body) {
     int64_t e = first;
@@ -100,7 +100,7 @@ bool fill_row(int64_t k, const T* factor, const T* q, T* p) {
     const T inverse = static_cast<T>(1 / (sum < kTiny ? double(kTiny) : sum));
     for_each_lanes<T>(
         0, k, [&](int64_t e, auto whole) { store_at(e, load_at(p, e, whole) * inverse, whole); });
-    return sum_of_doubles<T>(widen<T>(total * T(0) + lowest)) == 0;  // false of NaN, too
+    return all_zero<T>(total * T(0) + lowest);
 }
 
 // OUT f (k): the column sums of q.
@@ -124,10 +124,8 @@ void sum_columns(const Targets<T>& call, const Grid& grid, double* f) {
                                    mine[j] += row[j * call.q.col_stride];
                        }
                    });
-    for (int64_t j = 0; j < call.k; ++j) {
-        f[j] = 0;
-        for (int64_t part = 0; part < parts.count; ++part) f[j] += sums[part * call.k + j];
-    }
+    for (int64_t j = 0; j < call.k; ++j) f[j] = 0;
+    for (int64_t part = 0; part < parts.count; ++part) add_numbers(&sums[part * call.k], call.k, f);
 }
 
 }  // namespace
