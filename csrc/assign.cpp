@@ -3,6 +3,8 @@
 // Backward: ds_ij = q_ij (dq_ij - sum_l q_il dq_il), then pull_back.h. The distances are computed
 // again, for nothing but q is kept.
 //
+// q of few clusters is made by panels, and turned; of many, by rows.
+//
 // Memory: the head twice over; for each thread a block of points and their scores. Reads n d
 // numbers and writes n k; 2 n k d operations, and 6 n k d for backward.
 
@@ -10,9 +12,12 @@
 
 #include "kernels.h"
 #include "pull_back.h"
+#include "rows.h"
 
 namespace deepclust::DEEPCLUST_ISA {
 namespace {
+
+constexpr int64_t kManyClusters = 64;  // from here on q goes out by rows
 
 // IN s (k, kPoints): products; dq, q. OUT s: gradients to the products.
 template <Form kForm, typename T>
@@ -40,11 +45,9 @@ void fill_w(const PackedHead<T>& head, const T* sq_norm, const T* dq, const T* q
         }
 }
 
-}  // namespace
-
+// OUT q (n, k), for few clusters: by panels.
 template <typename T>
-BadRow assign_forward(const AssignForward<T>& call) {
-    const PackedHead<T> head(call.head, false, call.check);
+BadRow assign_panels(const AssignForward<T>& call, const PackedHead<T>& head) {
     const Grid grid = grid_for(head, call.n);
     Layout layout;
     const ScoredLayout<T> place(layout, head, grid);
@@ -67,6 +70,58 @@ BadRow assign_forward(const AssignForward<T>& call) {
             }
             return bad;
         });
+}
+
+// OUT q (k): weights s times `factor`.
+template <typename T>
+inline void store_row(const T* s, T factor, int64_t k, T* q) {
+    int64_t j = 0;
+    for (; j + kLanes<T> <= k; j += kLanes<T>) store<T>(q + j, load(s + j) * factor);
+    if (j < k) store_some(q + j, load(s + j) * factor, k - j);
+}
+
+// The same for many: by rows.
+template <typename T>
+BadRow assign_rows(const AssignForward<T>& call, const PackedHead<T>& head) {
+    const ColumnLanes<T> columns(head);
+    const Grid grid(call.n, kBlockRows);
+    Layout layout;
+    const int64_t features_at = layout.add(kBlockRows * head.stride);
+    const int64_t norms_at = layout.add(kBlockRows);
+    const int64_t folds_at = layout.add(kBlockRows * kLanes<T>);
+    const int64_t s_at = layout.add(kBlockRows * columns.stride);
+    return for_each_with_memory<T>(
+        grid.n_blocks, layout, work_of(head, call.n), call.n_threads, head.bad,
+        [&](int64_t block, T* memory) {
+            T *const features = memory + features_at, *const sq_norm = memory + norms_at;
+            T *const folds = memory + folds_at, *const s = memory + s_at;
+            const int64_t first = block * kBlockRows, n_rows = grid.rows_of(block);
+            const BadRow bad = load_rows(head, call.z, call.n, first, n_rows, features, folds,
+                                         sq_norm, call.check);
+            multiply_rows(head, columns, features, n_rows, s, call.q + first * head.k);
+            for (int64_t at = 0; at < n_rows; at += kLanes<T>) {
+                const int64_t end = least(at + kLanes<T>, n_rows);
+                with_form(head.form, [&](auto form) {
+                    for (int64_t i = at; i < end; ++i)
+                        weigh_row<form()>(head, columns, sq_norm[i], s + i * columns.stride,
+                                          folds + (i - at) * kLanes<T>);
+                });
+                T factor[kLanes<T>];
+                store<T>(factor, T(1) / sum_folds(folds));
+                for (int64_t i = at; i < end; ++i)
+                    store_row(s + i * columns.stride, factor[i - at], head.k,
+                              call.q + (first + i) * head.k);
+            }
+            return bad;
+        });
+}
+
+}  // namespace
+
+template <typename T>
+BadRow assign_forward(const AssignForward<T>& call) {
+    const PackedHead<T> head(call.head, false, call.check);
+    return head.k < kManyClusters ? assign_panels(call, head) : assign_rows(call, head);
 }
 
 template <typename T>

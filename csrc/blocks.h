@@ -33,11 +33,11 @@ struct Layout {
 struct Grid {
     int64_t n, block_rows, n_blocks;
 
-    Grid(int64_t n, int64_t panel_rows, int64_t panel_bytes) : n(n) {
-        const int64_t panels = most(1, least(kMaxPanels, kBlockBytes / panel_bytes));
-        block_rows = panels * panel_rows;
-        n_blocks = (n + block_rows - 1) / block_rows;
-    }
+    Grid(int64_t n, int64_t block_rows)
+        : n(n), block_rows(block_rows), n_blocks((n + block_rows - 1) / block_rows) {}
+    // Blocks of as many panels as stay in the second cache.
+    Grid(int64_t n, int64_t panel_rows, int64_t panel_bytes)
+        : Grid(n, panel_rows * most(1, least(kMaxPanels, kBlockBytes / panel_bytes))) {}
     int64_t rows_of(int64_t block) const { return least(block_rows, n - block * block_rows); }
 };
 
@@ -102,19 +102,20 @@ struct PanelLayout {
     }
 };
 
-// OUT scored: the features of rows [first, first + n_rows) of z (n, d), and their products.
+// OUT scored: the features of rows [first, first + n_rows) of z (n, d), and their products. Returns
+// the first bad row, where `check` asks for it.
 template <typename T>
 BadRow score_block(const PackedHead<T>& head, Matrix<T> z, int64_t n, int64_t first, int64_t n_rows,
                    const Scored<T>& scored, bool check) {
-    BadRow bad;
     int64_t p = 0;
     for (int64_t at = 0; at < n_rows; at += kPoints<T>, ++p)
-        bad.note(load_features(head, z, n, first + at,
-                               scored.rows == nullptr ? nullptr : scored.rows + at * head.stride,
-                               scored.panels + p * head.panel_size(), scored.sq_norms + at, check));
+        load_features(head, z, n, first + at,
+                      scored.rows == nullptr ? nullptr : scored.rows + at * head.stride,
+                      scored.panels + p * head.panel_size(), scored.sq_norms + at);
     multiply_panels(scored.panels, head.panel_size(), p, head.forward, scored.s,
                     head.scores_size());
-    return bad;
+    if (!check || all_finite(scored.sq_norms, n_rows)) return {};
+    return first_bad_row(0, z, first, n_rows, head.d);
 }
 
 // The threads that are worth waking, and whose buffers stay within the budget.

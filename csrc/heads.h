@@ -141,11 +141,10 @@ struct PackedHead {
 };
 
 // OUT panel (head.panel_size()), sq_norm (kPoints) and, unless null, rows (kPoints, head.stride) of
-// the features of rows [first, first + kPoints) of z (n, d). Returns the first bad row, where
-// `check` asks for it.
+// the features of rows [first, first + kPoints) of z (n, d).
 template <typename T>
-BadRow load_features(const PackedHead<T>& head, Matrix<T> z, int64_t n, int64_t first, T* rows,
-                     T* panel, T* sq_norm, bool check) {
+void load_features(const PackedHead<T>& head, Matrix<T> z, int64_t n, int64_t first, T* rows,
+                   T* panel, T* sq_norm) {
     const int64_t d = head.d;
     load_panel<T>(z, n, first, d, head.origin.get(), {panel, sq_norm, rows, head.stride});
     if (head.kind == HeadKind::kGaussian) {
@@ -157,8 +156,6 @@ BadRow load_features(const PackedHead<T>& head, Matrix<T> z, int64_t n, int64_t 
                 row[d + e] = e < d ? row[e] * row[e] : T(0);
             }
     }
-    if (!check || all_finite(sq_norm)) return {};
-    return first_bad_row(0, z, first, least(kPoints<T>, n - first), d);
 }
 
 // Multiply-adds, and something for the weights, that n points take.
@@ -172,8 +169,8 @@ template <typename T>
 using PerPoint = Lanes<T>[kVectors];
 
 template <Form kForm, typename T>
-inline Lanes<T> key_of(Lanes<T> product, T offset, Lanes<T> sq_norm) {
-    Lanes<T> key = product + broadcast(offset);
+inline Lanes<T> key_of(Lanes<T> product, Lanes<T> offset, Lanes<T> sq_norm) {
+    Lanes<T> key = product + offset;
     if constexpr (kForm == Form::kLinear) return key;
     key = max(key + sq_norm, Lanes<T>{});
     if constexpr (kForm == Form::kRational) key += T(1);
@@ -192,8 +189,8 @@ void to_keys(const PackedHead<T>& head, const T* sq_norm, T* s, PerPoint<T>& bes
     for (int64_t j = 0; j < head.k; ++j)
         for (int v = 0; v < kVectors; ++v) {
             T* const at = s + j * kPoints<T> + v * kLanes<T>;
-            const Lanes<T> key =
-                key_of<kForm>(load(at), head.offset[j], load(sq_norm + v * kLanes<T>));
+            const Lanes<T> key = key_of<kForm, T>(load(at), broadcast(head.offset[j]),
+                                                  load(sq_norm + v * kLanes<T>));
             if constexpr (kLabels) {
                 const auto wins = kForm == Form::kLinear ? best[v] < key : key < best[v];
                 labels[v] = wins ? broadcast(static_cast<IntLike<T>>(j)) : labels[v];
@@ -272,8 +269,8 @@ void weigh(const PackedHead<T>& head, const T* sq_norm, T* s, PerPoint<T>& sum,
         for (int64_t j = first; j < least(first + kRunLength, head.k); ++j)
             for (int v = 0; v < kVectors; ++v) {
                 T* const at = s + j * kPoints<T> + v * kLanes<T>;
-                const Lanes<T> u =
-                    key_of<kForm>(load(at), head.offset[j], load(sq_norm + v * kLanes<T>));
+                const Lanes<T> u = key_of<kForm, T>(load(at), broadcast(head.offset[j]),
+                                                    load(sq_norm + v * kLanes<T>));
                 if constexpr (kLabels) {
                     const auto wins = u < best[v];
                     best[v] = wins ? u : best[v];

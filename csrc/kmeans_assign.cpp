@@ -170,18 +170,17 @@ BadRow assign(const KMeansAssign<T>& call) {
         BadRow bad;
         int64_t n_used = 0;
         for (int64_t at = 0; at < n_rows; at += kPoints<T>, ++n_used) {
-            const int64_t width = least(kPoints<T>, n_rows - at);
             T* const panel = memory + panels_at + n_used * panel_size;
             load_panel<T>(call.x, call.n, first + at, d,
                           kDirect ? nullptr : static_cast<const T*>(packed.origin.get()),
                           {panel, sq_norm + at});
-            if (call.check && !all_finite(sq_norm + at))
-                bad.note(first_bad_row(0, call.x, first + at, width, d));
             for (int i = 0; i < kPoints<T>; ++i) {
                 minima[n_used].best[i] = minima[n_used].second[i] = kInfinity<T>;
                 minima[n_used].label[i] = 0;
             }
         }
+        if (call.check && !all_finite(sq_norm, n_rows))
+            bad = first_bad_row(0, call.x, first, n_rows, d);
         with_constant<kMaxWidth>(static_cast<int>(packed.m.tiling.width), [&](auto width) {
             for (int64_t tile = 0; tile < packed.m.tiling.n_tiles; ++tile)
                 for (int64_t p = 0; p < n_used; ++p)

@@ -160,10 +160,15 @@ inline double sum_of_doubles(DoubleLanes<T> lanes) {
     return sum_of_doubles<T>(sum);
 }
 
-// Whether lanes of which none is above zero are all zero: false of NaN, too.
+// Whether all lanes are zero: false of NaN, too.
 template <typename T>
 inline bool all_zero(Lanes<T> lanes) {
-    return sum_of_doubles<T>(widen<T>(lanes)) == 0;
+    const IntLanes<T> zero = lanes == Lanes<T>{};  // all bits of a lane, or none
+    int64_t words[kRegisterBytes / 8];
+    std::memcpy(words, &zero, sizeof words);
+    int64_t all = -1;
+    for (const int64_t word : words) all &= word;
+    return all == -1;
 }
 
 template <typename T, int... kFrom>

@@ -198,11 +198,11 @@ inline void clear_absent(int64_t n_rows, Lanes<T> (&numbers)[kVectors]) {
         numbers[v] = first_lanes<T>(numbers[v], n_rows - v * kLanes<T>);
 }
 
-// Whether kPoints numbers are neither NaN nor Inf.
+// Whether `count` numbers, in whole lanes, are neither NaN nor Inf.
 template <typename T>
-inline bool all_finite(const T* numbers) {
+inline bool all_finite(const T* numbers, int64_t count) {
     Lanes<T> zero = {};
-    for (int v = 0; v < kVectors; ++v) zero += load(numbers + v * kLanes<T>) * T(0);
+    for (int64_t i = 0; i < count; i += kLanes<T>) zero += load(numbers + i) * T(0);
     return all_zero<T>(zero);
 }
 

@@ -17,6 +17,7 @@ constexpr int64_t kRunLength = 256;  // terms in one running sum; a longer sum a
 template <int kWidth, int kWide, typename T>
 inline void add_products(const T* a, int64_t a_stride, const T* b, int64_t b_stride,
                          int64_t b_column, int64_t length, Lanes<T> (&sum)[kWidth][kWide]) {
+#pragma GCC unroll 4  // the loop's own instructions take ports from the multiply-adds
     for (int64_t l = 0; l < length; ++l) {
         Lanes<T> a_l[kWide];
         for (int v = 0; v < kWide; ++v) a_l[v] = load(a + l * a_stride + v * kLanes<T>);

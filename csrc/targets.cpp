@@ -103,27 +103,45 @@ bool fill_row(int64_t k, const T* factor, const T* q, T* p) {
     return all_zero<T>(total * T(0) + lowest);
 }
 
+// IN/OUT sums (kWidth) of n_rows rows of so many numbers one after the other: kLanes rows are
+// kWidth vectors, and each lane of these has always the same column.
+template <int kWidth, typename T>
+void add_narrow_rows(const T* from, int64_t n_rows, double* sums) {
+    double lanes[kWidth * kLanes<T>] = {};
+    while (n_rows >= kLanes<T>) {
+        Lanes<T> run[kWidth] = {};
+        for (int64_t l = 0; l < kRunLength && n_rows >= kLanes<T>; ++l, n_rows -= kLanes<T>)
+            for (int e = 0; e < kWidth; ++e, from += kLanes<T>) run[e] += load(from);
+        for (int e = 0; e < kWidth; ++e) add_widened<T>(lanes + e * kLanes<T>, run[e]);
+    }
+    for (int i = 0; i < kWidth * kLanes<T>; ++i) sums[i % kWidth] += lanes[i];
+    for (int64_t i = 0; i < n_rows * kWidth; ++i) sums[i % kWidth] += from[i];
+}
+
 // OUT f (k): the column sums of q.
 template <typename T>
 void sum_columns(const Targets<T>& call, const Grid& grid, double* f) {
     const Parts parts(grid, call.k, kParts);
     const Buffer<double> sums(parts.count * call.k);
     const double work = double(call.n) * double(call.k);
-    for_each_chunk(parts.count, useful_threads(call.n_threads, parts.count, work),
-                   [&](int64_t part, int) {
-                       double* const mine = &sums[part * call.k];
-                       for (int64_t j = 0; j < call.k; ++j) mine[j] = 0;
-                       const int64_t first = parts.first(part) * grid.block_rows;
-                       const int64_t end = least(call.n, parts.first(part + 1) * grid.block_rows);
-                       for (int64_t i = first; i < end; ++i) {
-                           const T* const row = call.q.row(i);
-                           if (call.q.col_stride == 1)
-                               for (int64_t j = 0; j < call.k; ++j) mine[j] += row[j];
-                           else
-                               for (int64_t j = 0; j < call.k; ++j)
-                                   mine[j] += row[j * call.q.col_stride];
-                       }
-                   });
+    for_each_chunk(
+        parts.count, useful_threads(call.n_threads, parts.count, work), [&](int64_t part, int) {
+            double* const mine = &sums[part * call.k];
+            for (int64_t j = 0; j < call.k; ++j) mine[j] = 0;
+            const int64_t first = parts.first(part) * grid.block_rows;
+            const int64_t end = least(call.n, parts.first(part + 1) * grid.block_rows);
+            if (is_narrow(call.q, call.k))
+                return with_constant<kNarrow>(static_cast<int>(call.k), [&](auto constant) {
+                    add_narrow_rows<constant()>(call.q.row(first), end - first, mine);
+                });
+            for (int64_t i = first; i < end; ++i) {
+                const T* const row = call.q.row(i);
+                if (call.q.col_stride == 1)
+                    for (int64_t j = 0; j < call.k; ++j) mine[j] += row[j];
+                else
+                    for (int64_t j = 0; j < call.k; ++j) mine[j] += row[j * call.q.col_stride];
+            }
+        });
     for (int64_t j = 0; j < call.k; ++j) f[j] = 0;
     for (int64_t part = 0; part < parts.count; ++part) add_numbers(&sums[part * call.k], call.k, f);
 }

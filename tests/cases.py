@@ -32,6 +32,7 @@ SHAPES = {
     "one_cluster": (5, 3, 1),
     "more_clusters_than_rows": (3, 4, 9),
     "one_wide": (17, 1, 5),
+    "many_clusters": (37, 5, 75),
 }
 LAYOUTS = ("strided", "transposed", "offset", "expanded")
 

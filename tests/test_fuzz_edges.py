@@ -30,7 +30,9 @@ rows = st.builds(
     st.integers(1, 3),
     st.sampled_from([-1, 0, 1]),
 )
-clusters = st.sampled_from([*range(1, 10), 12, 13, 15, 16, 17, 31, 32, 33, 255, 256, 257])
+clusters = st.sampled_from(
+    [*range(1, 10), 12, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255, 256, 257]
+)
 columns = st.sampled_from(
     [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255, 256, 257, 300]
 )
