@@ -131,10 +131,12 @@ void load_panel(Matrix<T> x, int64_t n, int64_t first, int64_t width, const T* s
     }
 }
 
-// store_panel for a whole panel, its rows' width a constant.
+// store_panel for a whole panel, its rows' width a constant; the memory of one to come is called.
 template <int kWidth, typename T>
 void store_narrow(const T* panel, const Lanes<T> (&factor)[kVectors], T* to) {
     constexpr int kL = kLanes<T>;
+    constexpr int kAhead = 4 * kPoints<T> * kWidth, kLine = 64 / sizeof(T);
+    for (int i = 0; i < kPoints<T> * kWidth; i += kLine) __builtin_prefetch(to + kAhead + i, 1);
     for (int e = (kWidth - 1) / kL * kL; e >= 0; e -= kL)
         for (int v = 0; v < kVectors; ++v) {
             const int count = kWidth - e < kL ? kWidth - e : kL;
