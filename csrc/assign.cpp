@@ -120,8 +120,9 @@ BadRow assign_rows(const AssignForward<T>& call, const PackedHead<T>& head) {
 
 template <typename T>
 BadRow assign_forward(const AssignForward<T>& call) {
-    const PackedHead<T> head(call.head, false, call.check);
-    return head.k < kManyClusters ? assign_panels(call, head) : assign_rows(call, head);
+    const bool by_panels = call.head.k < kManyClusters;
+    const PackedHead<T> head(call.head, false, call.check, by_panels);
+    return by_panels ? assign_panels(call, head) : assign_rows(call, head);
 }
 
 template <typename T>

@@ -66,10 +66,11 @@ struct PackedHead {
     Buffer<T> origin;           // (stride)
     Buffer<T> weights;          // (k, features): mu - c, theta, or (mu - c) / v and -1 / (2 v)
     Buffer<T> offset;           // (k)
-    PackedColumns<T> forward;   // weights by column, times -2 for StudentT
+    PackedColumns<T> forward;   // weights by column, times product_factor()
     PackedColumns<T> backward;  // weights by row
 
-    PackedHead(const Head<T>& head, bool needs_grad, bool check)
+    // `by_panels`: points go through by panels, for which the columns are packed.
+    PackedHead(const Head<T>& head, bool needs_grad, bool check, bool by_panels = true)
         : kind(head.kind),
           form(kind != HeadKind::kStudentT ? Form::kLinear
                : head.nu == 1              ? Form::kRational
@@ -87,9 +88,11 @@ struct PackedHead {
         const Matrix<T> mu{head.params[0], d, 1};
         if (kind != HeadKind::kLinear) median_origin(mu, k, d, origin.get());
         for (int64_t j = 0; j < k; ++j) set_weights(head, j);
-        const T factor = kind == HeadKind::kStudentT ? T(-2) : T(1);
-        forward = PackedColumns<T>(
-            features, k, [&](int64_t e, int64_t j) { return factor * weights[j * features + e]; });
+        const T factor = product_factor();
+        if (by_panels)
+            forward = PackedColumns<T>(features, k, [&](int64_t e, int64_t j) {
+                return factor * weights[j * features + e];
+            });
         if (needs_grad)
             backward = PackedColumns<T>(
                 k, features, [&](int64_t j, int64_t e) { return weights[j * features + e]; });
@@ -102,6 +105,7 @@ struct PackedHead {
         return most(forward.tiling.padded(), round_up<T>(k)) * kPoints<T>;
     }
     bool needs_grad() const { return backward.length > 0; }
+    T product_factor() const { return kind == HeadKind::kStudentT ? T(-2) : T(1); }
 
   private:
     void find_bad(const Head<T>& head) {
@@ -121,11 +125,19 @@ struct PackedHead {
             for (int64_t e = 0; e < d; ++e) w[e] = row[e];
             offset[j] = head.params[1] == nullptr ? T(0) : head.params[1][j];
         } else if (kind == HeadKind::kStudentT) {
-            for (int64_t e = 0; e < d; ++e) {
-                w[e] = row[e] - origin[e];
-                sum += double(w[e]) * w[e];
+            DoubleLanes<T> squares = {};
+            for (int64_t e = 0; e < d; e += kLanes<T>) {
+                const int64_t count = least(kLanes<T>, d - e);
+                const bool whole = count == kLanes<T>;
+                const Lanes<T> difference =
+                    (whole ? load(row + e) : load_some(row + e, count)) - load(&origin[e]);
+                if (whole)
+                    store<T>(w + e, difference);
+                else
+                    store_some(w + e, difference, count);
+                squares += widen<T>(difference) * widen<T>(difference);
             }
-            offset[j] = static_cast<T>(sum);
+            offset[j] = static_cast<T>(sum_of_doubles<T>(squares));
         } else {
             constexpr double kLog2Pi = 1.837877066409345483560659472811;
             for (int64_t e = 0; e < d; ++e) {

@@ -15,27 +15,31 @@ namespace deepclust::DEEPCLUST_ISA {
 
 constexpr int64_t kBlockRows = 32;  // a multiple of any number of lanes
 
-// A head's columns, kPoints side by side, and the offsets behind their products.
+// A head's columns by panels, as if they were points, and the offsets behind their products.
 template <typename T>
 struct ColumnLanes {
-    int64_t features, stride;
-    Buffer<T> columns;  // (tile, features, kPoints); the last tile may be one vector wide
-    Buffer<T> offset;   // (stride), so that no cluster that is not there is the best
+    int64_t stride, panel_size;
+    Buffer<T> panels;  // (panels, features to whole lanes, kPoints)
+    Buffer<T> offset;  // (stride), so that no cluster that is not there is the best
 
     explicit ColumnLanes(const PackedHead<T>& head)
-        : features(head.features),
-          stride(round_up<T>(head.k)),
-          columns(features * stride),
+        : stride(round_up<T>(head.k)),
+          panel_size(head.stride * kPoints<T>),
+          panels((head.k + kPoints<T> - 1) / kPoints<T> * panel_size),
           offset(stride) {
-        const T factor = head.kind == HeadKind::kStudentT ? T(-2) : T(1);
-        T* to = columns.get();
-        for (int64_t first = 0; first < stride; first += kPoints<T>)
-            for (int64_t e = 0; e < features; ++e)
-                for (int64_t j = first; j < least(first + kPoints<T>, stride); ++j)
-                    *to++ = j < head.k ? factor * head.weights[j * features + e] : T(0);
+        const Matrix<T> weights{head.weights.get(), head.features, 1};
+        const T factor = head.product_factor();
+        for (int64_t j = 0; j < head.k; j += kPoints<T>) {
+            T* const panel = panel_of(j);
+            load_panel<T>(weights, head.k, j, head.features, nullptr, {panel});
+            for (int64_t i = 0; i < head.features * kPoints<T>; i += kLanes<T>)
+                store<T>(panel + i, load(panel + i) * factor);
+        }
         const T absent = head.form == Form::kLinear ? -kInfinity<T> : kInfinity<T>;
         for (int64_t j = 0; j < stride; ++j) offset[j] = j < head.k ? head.offset[j] : absent;
     }
+    // The one that begins with column j.
+    T* panel_of(int64_t j) const { return &panels[j / kPoints<T> * panel_size]; }
 };
 
 // The sum of each of kLanes folds, one a lane.
@@ -101,16 +105,16 @@ void multiply_rows(const PackedHead<T>& head, const ColumnLanes<T>& columns, con
             for (int v = 0; v < kWide; ++v)
                 __builtin_prefetch(q + (row + i) * head.k + first + v * kLanes<T>, 1);
         Lanes<T> sum[kWidth][kWide] = {};
-        add_products(&columns.columns[first * columns.features + l * kWide * kLanes<T>],
-                     kWide * kLanes<T>, features + row * head.stride + l, 1, head.stride,
-                     least(kRunLength, columns.features - l), sum);
+        add_products(columns.panel_of(first) + l * kPoints<T>, kPoints<T>,
+                     features + row * head.stride + l, 1, head.stride,
+                     least(kRunLength, head.features - l), sum);
         for (int i = 0; i < kWidth; ++i)
             for (int v = 0; v < kWide; ++v) {
                 T* const to = s + (row + i) * columns.stride + first + v * kLanes<T>;
                 store<T>(to, l == 0 ? sum[i][v] : load(to) + sum[i][v]);
             }
     };
-    for (int64_t l = 0; l < columns.features; l += kRunLength)
+    for (int64_t l = 0; l < head.features; l += kRunLength)
         for (int64_t first = 0; first < columns.stride; first += kPoints<T>)
             with_constant<kVectors>(
                 static_cast<int>(least(kVectors, (columns.stride - first) / kLanes<T>)),
