@@ -34,16 +34,16 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
     q = torch.rand(N, K).softmax(1)
     found: dict[str, list[tuple[Any, ...]]] = {
         "frequencies": [
-            (x, [mu], None, "student_t:1.0", "auto", True),
-            (x, [mu], labels, "student_t:0.5", "auto", False),
+            (x, [mu], None, "student_t:1.0", "auto", "exact", True),
+            (x, [mu], labels, "student_t:0.5", "auto", "exact", False),
         ],
-        "kmeans_assign": [(x, mu, "auto", True)],
+        "kmeans_assign": [(x, mu, "auto", "exact", True)],
         "kmeans_update": [
             (x, labels, K, None, "auto", True),
             (x, labels, K, torch.rand(N), "auto", True),
         ],
         "kmeans_loss": [
-            (case.z, mu.clone().requires_grad_(), chosen, reduction, True, "auto", True)
+            (case.z, mu.clone().requires_grad_(), chosen, reduction, True, "auto", "exact", True)
             for chosen, reduction in ((None, "mean"), (labels, "sum"))
         ],
         "target": [
@@ -58,13 +58,13 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
         case = make_case(kind, (N, D, K)).leaves()
         plain = [value.detach() for value in case.parameters.values()]
         params = list(case.parameters.values())
-        found["assign"].append((case.z, params, form, "auto", True))
-        found["assign_backward"].append((q, q, case.z.detach(), plain, form, "auto"))
+        found["assign"].append((case.z, params, form, "auto", "exact", True))
+        found["assign_backward"].append((q, q, case.z.detach(), plain, form, "auto", "exact"))
         snapshot = F.freeze_target(case.z, case.head, backend="eager")
         for target, target_form in (([q], "given"), (snapshot.tensors, snapshot.form)):
             for needs_grad in (True, False):
                 inputs = (case.z, params) if needs_grad else (case.z.detach(), plain)
-                settings = ("kl", "mean", needs_grad, "auto", True)
+                settings = ("kl", "mean", needs_grad, "auto", "exact", True)
                 found["target_loss"].append((*inputs, form, target, target_form, *settings))
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 import platform
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 
 BACKENDS = ("eager", "cpp", "triton")
 PRECISIONS = ("exact", "fast")
+OLDEST_TRITON = (3, 3)  # the first whose `tl.dot` takes float64
 
 # One namespace for every operator; the folders define theirs on it when they are imported.
 LIBRARY = torch.library.Library("deepclust", "DEF")
@@ -43,6 +45,22 @@ def triton_version() -> str | None:
 
 
 @functools.cache
+def why_no_triton() -> str | None:
+    """The reason why Triton cannot be used here, or None if it can."""
+    version = triton_version()
+    if version is None:
+        return "Triton is not installed: pip install 'deepclust[triton]'"
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRITON:
+        return f"Triton {version} is too old: deepclust needs {'.'.join(map(str, OLDEST_TRITON))}"
+    return None
+
+
+def interprets_triton() -> bool:
+    """Whether Triton's kernels run in its interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+@functools.cache
 def _has_kernel(primitive: str, backend: str) -> bool:
     return importlib.util.find_spec(f"deepclust.kernels.{primitive}._{backend}") is not None
 
@@ -52,8 +70,8 @@ def _why_not(primitive: str, backend: str) -> str | None:
     """The reason why `backend` cannot run `primitive` in this installation, or None if it can."""
     if backend == "cpp" and isinstance(reason := extension(), str):
         return reason
-    if backend == "triton" and triton_version() is None:
-        return "Triton is not installed: pip install 'deepclust[triton]'"
+    if backend == "triton" and (lacking := why_no_triton()) is not None:
+        return lacking
     if not _has_kernel(primitive, backend):
         return f"this version has no {backend} kernel for {primitive}"
     return None
@@ -75,8 +93,7 @@ def check_options(backend: str, precision: str) -> None:
 @functools.cache
 def _warn_slow(reason: str) -> None:
     warnings.warn(
-        "deepclust runs on plain PyTorch here, several times slower than its C++ kernels"
-        f" ({reason})",
+        f"deepclust runs on plain PyTorch here, several times slower than its kernels ({reason})",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -85,16 +102,23 @@ def _warn_slow(reason: str) -> None:
 @functools.cache
 def _resolve(primitive: str, backend: str, device: str) -> str:
     if backend == "auto":
-        wanted = "cpp" if device == "cpu" else "triton"
-        if _why_not(primitive, wanted) is None:
+        wanted = {"cpu": "cpp", "cuda": "triton"}.get(device)  # ROCm calls itself cuda, too
+        if wanted is None:
+            return "eager"
+        if (why := _why_not(primitive, wanted)) is None:
             return wanted
-        if device == "cpu" and isinstance(reason := extension(), str):
-            _warn_slow(reason)
+        if _has_kernel(primitive, wanted):
+            _warn_slow(why)
         return "eager"
     if (why := _why_not(primitive, backend)) is not None:
         raise RuntimeError(f"backend={backend!r} cannot run {primitive}: {why}")
     if backend == "cpp" and device != "cpu":
         raise RuntimeError(f"backend='cpp' cannot run {primitive}: the tensors are on {device!r}")
+    if backend == "triton" and device != ("cpu" if interprets_triton() else "cuda"):
+        raise RuntimeError(
+            f"backend='triton' cannot run {primitive}: the tensors are on {device!r}; it takes"
+            " 'cuda', or 'cpu' where TRITON_INTERPRET=1 was set before Python started"
+        )
     return backend
 
 
@@ -121,12 +145,13 @@ def backends() -> dict[str, str]:
     """
     module = extension()
     cpp = module if isinstance(module, str) else f"{module.isa()} ({platform.machine()})"
-    version = triton_version()
-    triton = "not installed: pip install 'deepclust[triton]'"
-    if version is not None:
-        triton = (
-            f"Triton {version} is installed, but this version of deepclust has no Triton kernels"
-        )
+    triton = why_no_triton()
+    if triton is None:
+        triton = f"Triton {triton_version()}"
+        if interprets_triton():
+            triton += " (interpreter)"
+        elif not torch.cuda.is_available():
+            triton += ", but torch finds no GPU"
     return {"eager": f"torch {torch.__version__}", "cpp": cpp, "triton": triton}
 
 

@@ -13,6 +13,8 @@ from deepclust.kernels._tiles import Tiles
 
 # Bytes of partial sums that the programs of one launch may leave behind for the second stage.
 PARTIAL_BYTES = 32 << 20
+# Rows whose normalisers are kept between the kernels of one call: 16 MB of float64.
+SEGMENT_ROWS = 1 << 21
 # Programs that share the rows of a kernel whose sums stay in registers: a number that depends on
 # no chip, so that neither do the bits; enough for eight on each of 132 processors.
 MAX_PROGRAMS = 1024
@@ -71,3 +73,9 @@ def cdiv(a: int, b: int) -> int:
 def parts_of(n: int, block: int, bytes_each: int) -> int:
     """Into how many parts rows are cut whose partial sums take `bytes_each` a part."""
     return max(1, min(cdiv(n, block), MAX_PROGRAMS, PARTIAL_BYTES // max(bytes_each, 1)))
+
+
+def row_segments(n: int) -> Iterator[slice]:
+    """Cut n rows into slices of at most SEGMENT_ROWS."""
+    for start in range(0, n, SEGMENT_ROWS):
+        yield slice(start, min(start + SEGMENT_ROWS, n))

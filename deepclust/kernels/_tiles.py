@@ -1,8 +1,8 @@
 """Tile settings of the Triton kernels: a small table by kind of work and chip.
 
 A kernel's tile is BLOCK_N points by BLOCK_K clusters, whose products are taken BLOCK_D columns at a
-time; `warps` and `stages` are Triton's. Every line says why; `python -m deepclust.kernels.inspect`
-shows what a line compiles to on each chip, and `python -m deepclust.kernels.tune` finds one for a GPU.
+time; `warps` and `stages` are Triton's. Every line says why. `python -m deepclust.kernels.inspect`
+shows what a line compiles to on each chip; `python -m deepclust.kernels.tune` finds one for a GPU.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def _cuda_chip(index: int) -> Chip:
     if torch.version.hip is not None:
         name = found.gcnArchName.split(":")[0]
         return CHIPS.get(name, Chip(name, found.shared_memory_per_block))
-    return Chip(f"sm_{found.major}{found.minor}", found.shared_memory_per_block_optin)
+    name = f"sm_{found.major}{found.minor}"
+    # What every chip since 2018 has, where torch does not tell.
+    return CHIPS.get(name, Chip(name, getattr(found, "shared_memory_per_block_optin", 64 << 10)))
 
 
 def tiles_for(kind: str, chip: Chip, d: int, itemsize: int = 4) -> Tiles:

@@ -59,6 +59,19 @@ class Head(ABC):
     def pullback(self, z: Tensor, ds: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Gradients to z (N, D) and to `params`, given the gradient ds (N, K) to the scores."""
 
+    @abstractmethod
+    def gradients(
+        self, total: Tensor, first: Tensor, second: Tensor | None, origin: Tensor | None
+    ) -> list[Tensor]:
+        """Gradients to `params` from sums over the points of w, the gradient to their products.
+
+        Args:
+            total: colsum(w) (K,).
+            first: w^T x (K, D), x being the points less the origin.
+            second: w^T x^2 (K, D), where the head has squares.
+            origin: What the points were moved by (D,).
+        """
+
     def with_params(self, params: Sequence[Tensor]) -> Head:
         """The same head on other tensors."""
         return head_of(self.form, params)
@@ -128,8 +141,14 @@ class StudentT(Head):
         z, mu = z - origin, self.centroids - origin
         w = -(self.nu + 1) * ds / (self.nu + squared_distances(z, mu))
         dz = w.sum(1, keepdim=True) * z - w @ mu
-        dmu = w.sum(0).unsqueeze(1) * mu - w.T @ z
-        return dz, [dmu]
+        return dz, self.gradients(w.sum(0), w.T @ z, None, origin)
+
+    def gradients(
+        self, total: Tensor, first: Tensor, second: Tensor | None, origin: Tensor | None
+    ) -> list[Tensor]:
+        """Dmu = colsum(w) mu - w^T z, both less the origin."""
+        assert origin is not None
+        return [total.unsqueeze(1) * (self.centroids - origin) - first]
 
 
 class Linear(Head):
@@ -179,10 +198,13 @@ class Linear(Head):
 
     def pullback(self, z: Tensor, ds: Tensor) -> tuple[Tensor, list[Tensor]]:
         """dz = ds theta, dtheta = ds^T z, db = colsum(ds)."""
-        dparams = [ds.T @ z]
-        if self.bias is not None:
-            dparams.append(ds.sum(0))
-        return ds @ self.weight, dparams
+        return ds @ self.weight, self.gradients(ds.sum(0), ds.T @ z, None, None)
+
+    def gradients(
+        self, total: Tensor, first: Tensor, second: Tensor | None, origin: Tensor | None
+    ) -> list[Tensor]:
+        """Dtheta = w^T z, db = colsum(w)."""
+        return [first] if self.bias is None else [first, total]
 
 
 class Gaussian(Head):
@@ -243,23 +265,33 @@ class Gaussian(Head):
         origin = origin_of(self.means)
         z, mu = z - origin, self.means - origin
         precision = torch.exp(-self.log_var)
-        constant = self.log_var.sum(1) + self.n_features * math.log(2 * math.pi)
         # sum_d (z - mu)^2 / v in two products, so that no (N, K, D) array appears.
         mahalanobis = z**2 @ precision.T - 2 * z @ (mu * precision).T + (mu**2 * precision).sum(1)
-        return self.log_weights - (mahalanobis.clamp_min(0) + constant) / 2
+        return self.log_weights - self.log_normalisers() - mahalanobis.clamp_min(0) / 2
+
+    def log_normalisers(self) -> Tensor:
+        """1/2 sum_d log(2 pi v_jd) (K,)."""
+        return (self.log_var.sum(1) + self.n_features * math.log(2 * math.pi)) / 2
 
     def pullback(self, z: Tensor, ds: Tensor) -> tuple[Tensor, list[Tensor]]:
         """With ds/dz = -(z - mu)/v, ds/dmu = (z - mu)/v and ds/dlog v = ((z - mu)^2/v - 1)/2."""
         origin = origin_of(self.means)
         z, mu = z - origin, self.means - origin
         precision = torch.exp(-self.log_var)
-        total = ds.sum(0)
-        first, second = ds.T @ z, ds.T @ z**2
         dz = ds @ (mu * precision) - (ds @ precision) * z
+        return dz, self.gradients(ds.sum(0), ds.T @ z, ds.T @ z**2, origin)
+
+    def gradients(
+        self, total: Tensor, first: Tensor, second: Tensor | None, origin: Tensor | None
+    ) -> list[Tensor]:
+        """Dmu = (w^T z - colsum(w) mu)/v, dlog v = (w^T (z - mu)^2/v - colsum(w))/2."""
+        assert second is not None
+        assert origin is not None
+        mu, precision = self.means - origin, torch.exp(-self.log_var)
         dmu = precision * (first - total.unsqueeze(1) * mu)
         spread = second - 2 * mu * first + total.unsqueeze(1) * mu**2
         dlog_var = (precision * spread - total.unsqueeze(1)) / 2
-        return dz, [dmu, dlog_var, total]
+        return [dmu, dlog_var, total]
 
 
 def squared_distances(z: Tensor, centroids: Tensor) -> Tensor:

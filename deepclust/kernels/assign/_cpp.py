@@ -10,7 +10,7 @@ from deepclust.kernels._pointers import DTYPES, head_argument, matrix, packed, r
 from deepclust.kernels.heads import Head
 
 
-def forward(z: Tensor, head: Head, check: bool) -> Tensor:
+def forward(z: Tensor, head: Head, precision: str, check: bool) -> Tensor:
     """q (N, K)."""
     rows, head = z.to(head.dtype), packed(head)
     q = torch.empty(z.shape[0], head.n_clusters, dtype=head.dtype)
@@ -27,7 +27,9 @@ def forward(z: Tensor, head: Head, check: bool) -> Tensor:
     return q.to(z.dtype)
 
 
-def backward(dq: Tensor, q: Tensor, z: Tensor, head: Head) -> tuple[Tensor, list[Tensor]]:
+def backward(
+    dq: Tensor, q: Tensor, z: Tensor, head: Head, precision: str
+) -> tuple[Tensor, list[Tensor]]:
     """dz (N, D) and the gradients to the head's parameters."""
     dtype, head = head.dtype, packed(head)
     rows, q, dq = z.to(dtype), q.to(dtype), dq.to(dtype)

@@ -18,7 +18,7 @@ from deepclust.kernels._blocks import block_sizes, row_blocks
 from deepclust.kernels.heads import Head, check_values, head_of
 
 
-def forward(z: Tensor, head: Head, check: bool) -> Tensor:
+def forward(z: Tensor, head: Head, precision: str, check: bool) -> Tensor:
     """q (N, K)."""
     if check:
         check_values(z, head)
@@ -28,7 +28,9 @@ def forward(z: Tensor, head: Head, check: bool) -> Tensor:
     return q
 
 
-def backward(dq: Tensor, q: Tensor, z: Tensor, head: Head) -> tuple[Tensor, list[Tensor]]:
+def backward(
+    dq: Tensor, q: Tensor, z: Tensor, head: Head, precision: str
+) -> tuple[Tensor, list[Tensor]]:
     """dz (N, D) and the gradients to the head's parameters."""
     dz = torch.empty_like(z, memory_format=torch.contiguous_format)
     dparams = [

@@ -53,7 +53,9 @@ def assign(
     _dispatch.check_options(backend, precision)
     heads.check_inputs(z, head)
     if torch.compiler.is_compiling():
-        q: Tensor = torch.ops.deepclust.assign(z, list(head.params), head.form, backend, check)
+        q: Tensor = torch.ops.deepclust.assign(
+            z, list(head.params), head.form, backend, precision, check
+        )
         return q
     if backend == "eager":
         kernel = _dispatch.kernel("assign", backend, z.device)
@@ -61,57 +63,73 @@ def assign(
         with full_precision(z):
             q = kernel.differentiable(z, head, _checks.wants_check(check, z))
         return q
-    q = apply(_Assign, z, head.form, backend, check, *head.params)
+    q = apply(_Assign, z, head.form, backend, precision, check, *head.params)
     return q
 
 
-def _forward(z: Tensor, params: Sequence[Tensor], form: str, backend: str, check: bool) -> Tensor:
+def _forward(
+    z: Tensor, params: Sequence[Tensor], form: str, backend: str, precision: str, check: bool
+) -> Tensor:
     head = heads.head_of(form, params).to(_checks.compute_dtype(z.dtype))
     kernel = _dispatch.kernel("assign", backend, z.device)
     with full_precision(z):
-        q: Tensor = kernel.forward(z, head, _checks.wants_check(check, z))
+        q: Tensor = kernel.forward(z, head, precision, _checks.wants_check(check, z))
     return q
 
 
 def _backward(
-    dq: Tensor, q: Tensor, z: Tensor, params: Sequence[Tensor], form: str, backend: str
+    dq: Tensor,
+    q: Tensor,
+    z: Tensor,
+    params: Sequence[Tensor],
+    form: str,
+    backend: str,
+    precision: str,
 ) -> tuple[Tensor, list[Tensor]]:
     kernel = _dispatch.kernel("assign", backend, z.device)
     head = heads.head_of(form, params).to(_checks.compute_dtype(z.dtype))
     with full_precision(z):
-        dz, dparams = kernel.backward(dq, q, z, head)
+        dz, dparams = kernel.backward(dq, q, z, head, precision)
     return dz, [g.to(p.dtype) for g, p in zip(dparams, params, strict=True)]
 
 
 class _Assign(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, form: str, backend: str, check: bool, *params: Tensor
+        ctx: Any,
+        z: Tensor,
+        form: str,
+        backend: str,
+        precision: str,
+        check: bool,
+        *params: Tensor,
     ) -> Tensor:
-        q = _forward(z, params, form, backend, check)
+        q = _forward(z, params, form, backend, precision, check)
         ctx.save_for_backward(q, z, *params)
-        ctx.form, ctx.backend, ctx.inputs = form, backend, (z, *params)
+        ctx.settings, ctx.inputs = (form, backend, precision), (z, *params)
         return q
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, dq: Tensor) -> tuple[Tensor | None, ...]:
         q, z, *params = ctx.saved_tensors
-        dz, dparams = _backward(dq, q, z, params, ctx.form, ctx.backend)
-        return dz, None, None, None, *dparams
+        dz, dparams = _backward(dq, q, z, params, *ctx.settings)
+        return dz, *[None] * 4, *dparams
 
 
 # The same two functions as operators, for torch.compile and torch.export.
 _dispatch.define(
-    "assign(Tensor z, Tensor[] params, str form, str backend, bool check) -> Tensor",
+    "assign(Tensor z, Tensor[] params, str form, str backend, str precision, bool check) -> Tensor",
     _forward,
-    fake=lambda z, params, form, backend, check: z.new_empty(z.shape[0], params[0].shape[0]),
+    fake=lambda z, params, form, backend, precision, check: z.new_empty(
+        z.shape[0], params[0].shape[0]
+    ),
 )
 _dispatch.define(
-    "assign_backward(Tensor dq, Tensor q, Tensor z, Tensor[] params, str form, str backend)"
-    " -> (Tensor, Tensor[])",
+    "assign_backward(Tensor dq, Tensor q, Tensor z, Tensor[] params, str form, str backend,"
+    " str precision) -> (Tensor, Tensor[])",
     _backward,
-    fake=lambda dq, q, z, params, form, backend: (
+    fake=lambda dq, q, z, params, form, backend, precision: (
         z.new_empty(z.shape),
         [param.new_empty(param.shape) for param in params],
     ),
@@ -119,14 +137,15 @@ _dispatch.define(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    z, params, ctx.form, ctx.backend, _ = inputs
+    z, params, *settings, _ = inputs
+    ctx.settings = settings
     ctx.save_for_backward(output, z, *params)
 
 
 def _compiled_backward(ctx: Any, dq: Tensor) -> tuple[Any, ...]:
     q, z, *params = ctx.saved_tensors
-    dz, dparams = torch.ops.deepclust.assign_backward(dq, q, z, params, ctx.form, ctx.backend)
-    return dz, dparams, None, None, None
+    dz, dparams = torch.ops.deepclust.assign_backward(dq, q, z, params, *ctx.settings)
+    return dz, dparams, *[None] * 4
 
 
 _dispatch.differentiate("assign", _setup, _compiled_backward)

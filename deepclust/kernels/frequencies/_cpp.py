@@ -11,7 +11,7 @@ from deepclust.kernels.heads import Head
 
 
 def forward(
-    z: Tensor, head: Head, previous_labels: Tensor | None, check: bool
+    z: Tensor, head: Head, previous_labels: Tensor | None, precision: str, check: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """f (K,) in float64, labels (N,), n_changed ()."""
     rows, head = z.to(head.dtype), packed(head)

@@ -57,7 +57,7 @@ def frequencies(
     if previous_labels is not None:
         _checks.check_labels("previous_labels", previous_labels, z.shape[0])
         _checks.check_same_device(z=z, previous_labels=previous_labels)
-    args = (z, list(head.params), previous_labels, head.form, backend, check)
+    args = (z, list(head.params), previous_labels, head.form, backend, precision, check)
     if torch.compiler.is_compiling():
         compiled: tuple[Tensor, Tensor, Tensor] = torch.ops.deepclust.frequencies(*args)
         return compiled
@@ -71,6 +71,7 @@ def _forward(
     previous_labels: Tensor | None,
     form: str,
     backend: str,
+    precision: str,
     check: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     head = heads.head_of(form, params)
@@ -78,16 +79,16 @@ def _forward(
     kernel = _dispatch.kernel("frequencies", backend, z.device)
     with full_precision(z):
         f, labels, n_changed = kernel.forward(
-            z, head.to(dtype), previous_labels, _checks.wants_check(check, z)
+            z, head.to(dtype), previous_labels, precision, _checks.wants_check(check, z)
         )
     return f.to(dtype), labels, n_changed
 
 
 _dispatch.define(
     "frequencies(Tensor z, Tensor[] params, Tensor? previous_labels, str form, str backend,"
-    " bool check) -> (Tensor, Tensor, Tensor)",
+    " str precision, bool check) -> (Tensor, Tensor, Tensor)",
     _forward,
-    fake=lambda z, params, previous_labels, form, backend, check: (
+    fake=lambda z, params, previous_labels, form, backend, precision, check: (
         z.new_empty(params[0].shape[0], dtype=_checks.compute_dtype(z.dtype)),
         z.new_empty(z.shape[0], dtype=torch.int64),
         z.new_empty((), dtype=torch.int64),

@@ -9,13 +9,13 @@ from deepclust import _C
 from deepclust.kernels._pointers import DTYPES, address, matrix, refuse
 
 
-def forward(x: Tensor, centroids: Tensor, check: bool) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, centroids: Tensor, precision: str, check: bool) -> tuple[Tensor, Tensor]:
     """labels (N,), sq_dist (N,)."""
     return _run(x, centroids, None, None, None, check)
 
 
 def forward_and_update(
-    x: Tensor, centroids: Tensor, sample_weight: Tensor | None
+    x: Tensor, centroids: Tensor, sample_weight: Tensor | None, precision: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """These, and sums (K, D) and counts (K,) in float64, in one pass where K D is small."""
     sums = torch.empty(centroids.shape, dtype=torch.float64)

@@ -14,7 +14,7 @@ from deepclust.kernels._blocks import row_blocks
 from deepclust.kernels.heads import origin_of
 
 
-def forward(x: Tensor, centroids: Tensor, check: bool) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, centroids: Tensor, precision: str, check: bool) -> tuple[Tensor, Tensor]:
     """labels (N,), sq_dist (N,)."""
     if check:
         _checks.check_finite("x", x)

@@ -50,18 +50,20 @@ def kmeans_assign(
     _checks.check_together(x=x, centroids=centroids)
     if torch.compiler.is_compiling():
         compiled: tuple[Tensor, Tensor] = torch.ops.deepclust.kmeans_assign(
-            x, centroids, backend, check
+            x, centroids, backend, precision, check
         )
         return compiled
-    return _forward(x, centroids, backend, check)
+    return _forward(x, centroids, backend, precision, check)
 
 
 @torch.no_grad()
-def _forward(x: Tensor, centroids: Tensor, backend: str, check: bool) -> tuple[Tensor, Tensor]:
+def _forward(
+    x: Tensor, centroids: Tensor, backend: str, precision: str, check: bool
+) -> tuple[Tensor, Tensor]:
     kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
     centroids = centroids.to(_checks.compute_dtype(x.dtype))
     with full_precision(x):
-        labels, sq_dist = kernel.forward(x, centroids, _checks.wants_check(check, x))
+        labels, sq_dist = kernel.forward(x, centroids, precision, _checks.wants_check(check, x))
     return labels, sq_dist
 
 
@@ -75,20 +77,23 @@ def assign_and_update(
     """
     kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
     if not hasattr(kernel, "forward_and_update"):
-        labels, sq_dist = _forward(x, centroids, backend, False)
+        labels, sq_dist = _forward(x, centroids, backend, "exact", False)
         sums, counts = kmeans_update(
             x, labels, len(centroids), sample_weight, backend=backend, check=False
         )
         return labels, sq_dist, sums, counts
     dtype = _checks.compute_dtype(x.dtype)
-    labels, sq_dist, sums, counts = kernel.forward_and_update(x, centroids.to(dtype), sample_weight)
+    labels, sq_dist, sums, counts = kernel.forward_and_update(
+        x, centroids.to(dtype), sample_weight, "exact"
+    )
     return labels, sq_dist, sums.to(dtype), counts.to(dtype)
 
 
 _dispatch.define(
-    "kmeans_assign(Tensor x, Tensor centroids, str backend, bool check) -> (Tensor, Tensor)",
+    "kmeans_assign(Tensor x, Tensor centroids, str backend, str precision, bool check)"
+    " -> (Tensor, Tensor)",
     _forward,
-    fake=lambda x, centroids, backend, check: (
+    fake=lambda x, centroids, backend, precision, check: (
         x.new_empty(x.shape[0], dtype=torch.int64),
         x.new_empty(x.shape[0], dtype=_checks.compute_dtype(x.dtype)),
     ),

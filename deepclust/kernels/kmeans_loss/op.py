@@ -61,7 +61,7 @@ def kmeans_loss(
         _checks.check_labels("labels", labels, z.shape[0])
         _checks.check_same_device(z=z, labels=labels)
     if backend == "eager" and not torch.compiler.is_compiling():
-        labels, check = _labels(z, centroids, labels, backend, check)
+        labels, check = _labels(z, centroids, labels, backend, precision, check)
         kernel = _dispatch.kernel("kmeans_loss", backend, z.device)
         dtype = _checks.compute_dtype(z.dtype)
         with full_precision(z):
@@ -70,7 +70,7 @@ def kmeans_loss(
             ).to(dtype)
         return loss
     needs_grad = torch.is_grad_enabled() and (z.requires_grad or centroids.requires_grad)
-    args = (z, centroids, labels, reduction, needs_grad, backend, check)
+    args = (z, centroids, labels, reduction, needs_grad, backend, precision, check)
     if torch.compiler.is_compiling():
         loss, _, _ = torch.ops.deepclust.kmeans_loss(*args)
         return loss
@@ -81,12 +81,14 @@ def kmeans_loss(
 
 
 def _labels(
-    z: Tensor, centroids: Tensor, labels: Tensor | None, backend: str, check: bool
+    z: Tensor, centroids: Tensor, labels: Tensor | None, backend: str, precision: str, check: bool
 ) -> tuple[Tensor, bool]:
     """The labels, given or found, and whether the values are still to be looked at."""
     if labels is None:
         try:
-            found, _ = kmeans_assign(z.detach(), centroids.detach(), backend=backend, check=check)
+            found, _ = kmeans_assign(
+                z.detach(), centroids.detach(), backend=backend, precision=precision, check=check
+            )
         except ValueError as error:  # it calls the rows x
             raise ValueError(str(error).replace("x:", "z:", 1)) from None
         return found, False
@@ -100,12 +102,13 @@ def _forward(
     reduction: str,
     needs_grad: bool,
     backend: str,
+    precision: str,
     check: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = _checks.compute_dtype(z.dtype)
     kernel = _dispatch.kernel("kmeans_loss", backend, z.device)
     with torch.no_grad(), full_precision(z):
-        labels, check = _labels(z, centroids, labels, backend, check)
+        labels, check = _labels(z, centroids, labels, backend, precision, check)
         loss, dz, dmu = kernel.forward(
             z, centroids.to(dtype), labels, _checks.scale_of(z, reduction), needs_grad, check
         )
@@ -128,7 +131,7 @@ class _KMeansLoss(torch.autograd.Function):
         if gradients is None:  # they have been given away; the graph was retained
             z, centroids = ctx.saved_tensors
             gradients = _forward(z, centroids, *ctx.settings)[1:]
-        return *scaled(gradients, dloss), *[None] * 5
+        return *scaled(gradients, dloss), *[None] * 6
 
 
 def _fake(
@@ -138,6 +141,7 @@ def _fake(
     reduction: str,
     needs_grad: bool,
     backend: str,
+    precision: str,
     check: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     loss = z.new_empty((), dtype=_checks.compute_dtype(z.dtype))
@@ -149,7 +153,7 @@ def _fake(
 # The same function as an operator, for torch.compile and torch.export.
 _dispatch.define(
     "kmeans_loss(Tensor z, Tensor centroids, Tensor? labels, str reduction, bool needs_grad,"
-    " str backend, bool check) -> (Tensor, Tensor, Tensor)",
+    " str backend, str precision, bool check) -> (Tensor, Tensor, Tensor)",
     _forward,
     fake=_fake,
 )
@@ -162,7 +166,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 
 def _compiled_backward(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Any, ...]:
     dz, dmu = ctx.saved_tensors
-    return dz * dloss.to(dz.dtype), dmu * dloss.to(dmu.dtype), *[None] * 5
+    return dz * dloss.to(dz.dtype), dmu * dloss.to(dmu.dtype), *[None] * 6
 
 
 _dispatch.differentiate("kmeans_loss", _setup, _compiled_backward)

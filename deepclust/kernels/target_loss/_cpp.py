@@ -20,6 +20,7 @@ def forward(
     kind: str,
     scale: float,
     needs_grad: bool,
+    precision: str,
     check: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The loss (), dz (N, D) and the gradients to the head's parameters, all times `scale`."""

@@ -91,7 +91,7 @@ def target_loss(
             ).to(dtype)
         return loss
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (z, *head.params))
-    settings = (tensors, form, kind, reduction, needs_grad, backend, check)
+    settings = (tensors, form, kind, reduction, needs_grad, backend, precision, check)
     if torch.compiler.is_compiling():
         loss, _, _ = torch.ops.deepclust.target_loss(z, list(head.params), head.form, *settings)
         return loss
@@ -133,6 +133,7 @@ def _forward(
     reduction: str,
     needs_grad: bool,
     backend: str,
+    precision: str,
     check: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     head = heads.head_of(form, params)
@@ -146,6 +147,7 @@ def _forward(
             kind,
             _checks.scale_of(z, reduction),
             needs_grad,
+            precision,
             _checks.wants_check(check, z),
         )
     # zip also when dparams is empty: nothing is asked for then.
@@ -182,6 +184,7 @@ def _fake(
     reduction: str,
     needs_grad: bool,
     backend: str,
+    precision: str,
     check: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     loss = z.new_empty((), dtype=_checks.compute_dtype(z.dtype))
@@ -193,7 +196,8 @@ def _fake(
 # The same function as an operator, for torch.compile and torch.export.
 _dispatch.define(
     "target_loss(Tensor z, Tensor[] params, str form, Tensor[] target, str target_form, str kind,"
-    " str reduction, bool needs_grad, str backend, bool check) -> (Tensor, Tensor, Tensor[])",
+    " str reduction, bool needs_grad, str backend, str precision, bool check)"
+    " -> (Tensor, Tensor, Tensor[])",
     _forward,
     fake=_fake,
 )
@@ -207,7 +211,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list
 
 def _compiled_backward(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Any, ...]:
     dz, *dparams = (gradient * dloss.to(gradient.dtype) for gradient in ctx.saved_tensors)
-    return dz, dparams, None, [None] * ctx.n_target, *[None] * 6
+    return dz, dparams, None, [None] * ctx.n_target, *[None] * 7
 
 
 _dispatch.differentiate("target_loss", _setup, _compiled_backward)

@@ -1,0 +1,339 @@
+"""The heads in Triton, one tile of points by clusters at a time: points to keys, scores, gradients.
+
+A key is what the products give, from which the score s_ij follows:
+
+    rational   StudentT, nu = 1   u = 1 + ||z_i - mu_j||^2   s = -log u, and q = (1/u) / sum_l (1/u)
+    student_t  StudentT           d2 = ||z_i - mu_j||^2      s = -(nu + 1)/2 log1p(d2 / nu)
+    linear                        s = z_i . theta_j + b_j
+    gaussian                      s = log pi_j + log N(z_i; mu_j, v_j)
+
+Two schedules, chosen by the shape:
+
+    DIRECT (D <= 32)   d2 = sum_e (z_ie - mu_je)^2, a column of D at a time, all of it in registers
+    products           d2 = ||x_i||^2 + ||m_j||^2 - 2 x_i . m_j, with x = z - c and m = mu - c, on
+                       the matrix units, BLOCK_D columns at a time; the Linear head at any D
+
+c, the origin, is the median of some centroids: the digits that the points and the centroids share
+are taken off before any product, and one far centroid cannot take everybody's along.
+
+Products and sums are in float32, or float64 where the head is. Clusters past K have the key that
+takes no part: infinite for a distance, minus infinity for a score.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from deepclust.kernels import _tiles
+from deepclust.kernels._launch import cdiv
+from deepclust.kernels._tiles import Chip, Tiles
+from deepclust.kernels.heads import Gaussian, Head, Linear, StudentT
+
+LARGEST = tl.constexpr(2.0**124)  # of keys of distances: the inverse is still a normal number
+
+
+class PackedHead:
+    """A head as the kernels take it.
+
+    Attributes:
+        args: Tensors a (K, D), b (K, D), offset (K,) and origin (D,); None for what is not.
+        form: FORM of the kernels, and nu their NU.
+        direct: DIRECT of the kernels.
+
+    In products, a and b multiply x and x^2; in direct differences, a is mu and b the precision.
+    """
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.k, self.d = head.n_clusters, head.n_features
+        self.direct = self.d <= _tiles.DIRECT_WIDTH and not isinstance(head, Linear)
+        first = head.params[0].contiguous()
+        origin = origin_of(first)
+        self.nu, b, offset = 1.0, None, None
+        if isinstance(head, StudentT):
+            self.nu = head.nu
+            self.form = "rational" if head.nu == 1 else "student_t"
+            a = first if self.direct else first - origin
+            if not self.direct:
+                offset = (a**2).sum(1)
+        elif isinstance(head, Linear):
+            self.form, a = "linear", first
+            offset = None if head.bias is None else head.bias.contiguous()
+        else:
+            assert isinstance(head, Gaussian)
+            self.form = "gaussian"
+            constants = head.log_weights - head.log_normalisers()
+            precision = torch.exp(-head.log_var)
+            if self.direct:
+                a, b, offset = first, precision.contiguous(), constants.contiguous()
+            else:
+                mu = first - origin
+                a, b = (mu * precision).contiguous(), (precision / -2).contiguous()
+                offset = constants - (mu * a).sum(1) / 2
+        self.origin = None if isinstance(head, Linear) else origin
+        self.args = (a, b, offset, self.origin)
+
+    def tiles(self, kind: str, chip: Chip) -> Tiles:
+        """The tiles for this head: `kind` is "product" or "gradient"."""
+        if self.direct and kind == "product":
+            kind = "columns"
+        return _tiles.tiles_for(kind, chip, self.d, self.head.dtype.itemsize)
+
+    def constants(self, tiles: Tiles, chip: Chip, precision: str) -> dict[str, Any]:
+        """What the kernels are compiled for."""
+        return {
+            "FORM": self.form,
+            "NU": self.nu,
+            "DIRECT": self.direct,
+            "PRECISION": _tiles.precision_for(precision, chip, self.head.dtype),
+            "BLOCK_N": tiles.n,
+            "BLOCK_K": tiles.k,
+            "BLOCK_D": tiles.d,
+        }
+
+
+def origin_of(centroids: Tensor) -> Tensor:
+    """The coordinates' median (D,) over up to 31 of the centroids, evenly spaced."""
+    some = centroids[:: cdiv(centroids.shape[0], 31)]
+    # sort, not median: torch's has no deterministic form on CUDA.
+    return some.sort(0).values[(len(some) - 1) // 2].contiguous()
+
+
+# --- points and weights ------------------------------------------------------------------------
+
+
+@triton.jit
+def load_points(z_ptr, stride_zn, stride_zd, origin_ptr, offs_n, offs_d, n, d, dtype: tl.constexpr):
+    """x = z - c (BLOCK_N, BLOCK_D), 0 past D."""
+    mask_d = offs_d < d
+    z = tl.load(
+        z_ptr + offs_n[:, None] * stride_zn + offs_d[None, :] * stride_zd,
+        mask=(offs_n < n)[:, None] & mask_d[None, :],
+        other=0.0,
+    ).to(dtype)
+    if origin_ptr is not None:
+        z -= tl.load(origin_ptr + offs_d, mask=mask_d, other=0.0)[None, :]
+    return z
+
+
+@triton.jit
+def load_matrix(ptr, offs_k, offs_d, k, d):
+    """(BLOCK_K, BLOCK_D) of a contiguous (K, D), 0 past the ends."""
+    mask = (offs_k < k)[:, None] & (offs_d < d)[None, :]
+    return tl.load(ptr + offs_k[:, None].to(tl.int64) * d + offs_d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_weights(
+    a_ptr, b_ptr, origin_ptr, offs_k, offs_d, k, d, FORM: tl.constexpr, DIRECT: tl.constexpr
+):
+    """What multiplies x (and, for the Gaussian, x^2): a and b (BLOCK_K, BLOCK_D)."""
+    a = load_matrix(a_ptr, offs_k, offs_d, k, d)
+    b = a
+    if FORM == "gaussian":
+        b = load_matrix(b_ptr, offs_k, offs_d, k, d)
+    if DIRECT:
+        a -= tl.load(origin_ptr + offs_d, mask=offs_d < d, other=0.0)[None, :]
+        if FORM == "gaussian":
+            a *= b
+            b *= -0.5
+    return a, b
+
+
+# --- keys and scores ---------------------------------------------------------------------------
+
+
+@triton.jit
+def differences(z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, acc, offs_n, offs_k, n, k, d):
+    """sum_e (z_ie - a_je)^2, each term times b_je where there is one (BLOCK_N, BLOCK_K)."""
+    z_ptrs = z_ptr + offs_n * stride_zn
+    offs_a = offs_k.to(tl.int64) * d
+    for e in range(d):
+        z = tl.load(z_ptrs + e * stride_zd, mask=offs_n < n, other=0.0).to(acc.dtype)
+        a = tl.load(a_ptr + offs_a + e, mask=offs_k < k, other=0.0)
+        difference = z[:, None] - a[None, :]
+        if b_ptr is not None:
+            b = tl.load(b_ptr + offs_a + e, mask=offs_k < k, other=0.0)
+            acc += b[None, :] * difference * difference
+        else:
+            acc += difference * difference
+    return acc
+
+
+@triton.jit
+def load_keys(
+    z_ptr, stride_zn, stride_zd,
+    a_ptr, b_ptr, offset_ptr, origin_ptr,
+    offs_n, offs_k, n, k, d,
+    FORM: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The keys (BLOCK_N, BLOCK_K) of a tile."""
+    dtype: tl.constexpr = a_ptr.dtype.element_ty
+    mask_k = offs_k < k
+    product = tl.zeros((BLOCK_N, BLOCK_K), dtype)
+    sq_norm = tl.zeros((BLOCK_N,), dtype)
+    if DIRECT:
+        product = differences(
+            z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, product, offs_n, offs_k, n, k, d
+        )
+    else:
+        for first in range(0, d, BLOCK_D):
+            offs_d = first + tl.arange(0, BLOCK_D)
+            x = load_points(z_ptr, stride_zn, stride_zd, origin_ptr, offs_n, offs_d, n, d, dtype)
+            a = load_matrix(a_ptr, offs_k, offs_d, k, d)
+            product = tl.dot(x, tl.trans(a), product, input_precision=PRECISION, out_dtype=dtype)
+            if FORM == "gaussian":
+                b = load_matrix(b_ptr, offs_k, offs_d, k, d)
+                product = tl.dot(
+                    x * x, tl.trans(b), product, input_precision=PRECISION, out_dtype=dtype
+                )
+            elif FORM != "linear":
+                sq_norm += tl.sum(x * x, 1)
+    offset = tl.zeros((BLOCK_K,), dtype)
+    if offset_ptr is not None:
+        offset = tl.load(offset_ptr + offs_k, mask=mask_k, other=0.0)
+    if FORM == "linear" or FORM == "gaussian":
+        if DIRECT:
+            product *= -0.5
+        return tl.where(mask_k[None, :], product + offset[None, :], -float("inf"))
+    if not DIRECT:
+        product = tl.maximum(sq_norm[:, None] + offset[None, :] - 2 * product, 0.0)
+    if FORM == "rational":
+        product += 1
+    return tl.where(mask_k[None, :], tl.minimum(product, LARGEST), float("inf"))
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) to the last digits of a small x too."""
+    y = 1 + x
+    # What 1 + x lost of x comes back as the first term of its series.
+    return tl.where(y < 2, tl.log(y) + (x - (y - 1)) / y, tl.log(y))
+
+
+@triton.jit
+def score(key, NU: tl.constexpr, FORM: tl.constexpr):
+    """s_ij of a key; minus infinity past K."""
+    if FORM == "rational":
+        return -tl.log(key)
+    if FORM == "student_t":
+        return (-0.5 * (NU + 1)) * log1p(key / NU)
+    return key
+
+
+# --- softmax over tiles ------------------------------------------------------------------------
+
+
+@triton.jit
+def fold(top, total, s):
+    """One more tile of scores into the running maximum of each row and its sum of exp(s - top)."""
+    new_top = tl.maximum(top, tl.max(s, 1))
+    total = total * tl.exp(top - new_top) + tl.sum(tl.exp(s - new_top[:, None]), 1)
+    return new_top, total
+
+
+@triton.jit
+def fold_keys(top, total, key, NU: tl.constexpr, FORM: tl.constexpr):
+    """`fold` of the keys' scores; weights 1/u need no maximum to stay in range."""
+    if FORM == "rational":
+        return top, total + tl.sum(1 / key, 1)
+    return fold(top, total, score(key, NU, FORM))
+
+
+@triton.jit
+def normaliser(top, total, FORM: tl.constexpr):
+    """Of each row, what makes q of its keys: lse(s), or 1 / sum_j 1/u."""
+    if FORM == "rational":
+        return 1 / total
+    return top + tl.log(total)
+
+
+@triton.jit
+def soft_assignment(norm, key, NU: tl.constexpr, FORM: tl.constexpr):
+    """q_ij (BLOCK_N, BLOCK_K)."""
+    if FORM == "rational":
+        return norm[:, None] / key
+    return tl.exp(score(key, NU, FORM) - norm[:, None])
+
+
+@triton.jit
+def log_sum_exp(norm, FORM: tl.constexpr):
+    """lse_i = log sum_j exp(s_ij)."""
+    if FORM == "rational":
+        return -tl.log(norm)
+    return norm
+
+
+@triton.jit
+def start_fold(BLOCK_N: tl.constexpr, dtype: tl.constexpr):
+    """The running maximum and sum of no scores."""
+    return tl.full((BLOCK_N,), -float("inf"), dtype), tl.zeros((BLOCK_N,), dtype)
+
+
+# --- the best cluster --------------------------------------------------------------------------
+
+
+@triton.jit
+def fold_best(best, label, key, offs_k, FORM: tl.constexpr):
+    """One more tile into the best key of each row and its cluster, ties to the lowest index."""
+    # Distances are best when small. argmin and argmax give the lowest index of equals.
+    if FORM == "linear" or FORM == "gaussian":
+        tile_best, at = tl.max(key, 1, return_indices=True, return_indices_tie_break_left=True)
+        wins = tile_best > best
+    else:
+        tile_best, at = tl.min(key, 1, return_indices=True, return_indices_tie_break_left=True)
+        wins = tile_best < best
+    first = tl.min(offs_k, 0)
+    return tl.where(wins, tile_best, best), tl.where(wins, first + at, label)
+
+
+@triton.jit
+def start_best(BLOCK_N: tl.constexpr, dtype: tl.constexpr, FORM: tl.constexpr):
+    """The best of no keys, and cluster 0: NaN never wins."""
+    worst: tl.constexpr = -float("inf") if FORM == "linear" or FORM == "gaussian" else float("inf")
+    return tl.full((BLOCK_N,), worst, dtype), tl.zeros((BLOCK_N,), tl.int32)
+
+
+# --- gradients ---------------------------------------------------------------------------------
+#
+# With w the gradient to the key's product, up to its sign and factor:
+#
+#   StudentT   w = -(nu+1) ds / (nu + d2)   dz = rowsum(w) x - w m          (x, m: less c)
+#   Linear     w = ds                       dz = w theta
+#   Gaussian   w = ds                       dz = w (m/v) + 2 x (w (-1/(2v)))
+#
+# and the parameters' gradients follow from colsum(w), w^T x and, for the Gaussian, w^T x^2.
+
+
+@triton.jit
+def to_product(ds, key, NU: tl.constexpr, FORM: tl.constexpr):
+    """w_ij of the gradient ds_ij to the score."""
+    if FORM == "rational":
+        return -2 * ds / key
+    if FORM == "student_t":
+        return -(NU + 1) * ds / (NU + key)
+    return ds
+
+
+@triton.jit
+def add_to_points(dz, w, x, a, b, FORM: tl.constexpr, PRECISION: tl.constexpr):
+    """dz (BLOCK_N, BLOCK_D) += what a tile of clusters, w (BLOCK_N, BLOCK_K), gives."""
+    product = tl.dot(w, a, input_precision=PRECISION, out_dtype=dz.dtype)
+    if FORM == "linear":
+        return dz + product
+    if FORM == "gaussian":
+        spread = tl.dot(w, b, input_precision=PRECISION, out_dtype=dz.dtype)
+        return dz + product + 2 * x * spread
+    return dz + (tl.sum(w, 1)[:, None] * x - product)
+
+
+@triton.jit
+def add_to_sums(acc, w, x, PRECISION: tl.constexpr):
+    """acc (BLOCK_K, BLOCK_D) += w^T x."""
+    return tl.dot(tl.trans(w), x, acc, input_precision=PRECISION, out_dtype=acc.dtype)
