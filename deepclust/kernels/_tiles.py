@@ -121,13 +121,15 @@ def _cuda_chip(index: int) -> Chip:
     return CHIPS.get(name, Chip(name, getattr(found, "shared_memory_per_block_optin", 64 << 10)))
 
 
-def tiles_for(kind: str, chip: Chip, d: int, itemsize: int = 4) -> Tiles:
-    """The table's line for this work, with BLOCK_D no wider than D needs, fitted to the chip."""
+def tiles_for(kind: str, chip: Chip, d: int, k: int, itemsize: int = 4) -> Tiles:
+    """The table's line for this work, no wider than D and K need, fitted to the chip."""
     tiles = next(
         tiles for line, name, tiles in TABLE if line == kind and chip.name.startswith(name)
     )
     # 16 is the least width of a matrix instruction.
-    tiles = tiles._replace(d=min(tiles.d, max(16, power_of_2(d))))
+    tiles = tiles._replace(
+        d=min(tiles.d, max(16, power_of_2(d))), k=min(tiles.k, max(16, power_of_2(k)))
+    )
     while itemsize * tiles.stages * (tiles.n + tiles.k) * tiles.d > chip.shared:
         if tiles.stages > 1:
             tiles = tiles._replace(stages=tiles.stages - 1)

@@ -22,6 +22,7 @@ takes no part: infinite for a distance, minus infinity for a score.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deepclust.kernels import _tiles
-from deepclust.kernels._launch import cdiv
+from deepclust.kernels._launch import cdiv, parts_of
 from deepclust.kernels._tiles import Chip, Tiles
 from deepclust.kernels.heads import Gaussian, Head, Linear, StudentT
 
@@ -82,7 +83,7 @@ class PackedHead:
         """The tiles for this head: `kind` is "product" or "gradient"."""
         if self.direct and kind == "product":
             kind = "columns"
-        return _tiles.tiles_for(kind, chip, self.d, self.head.dtype.itemsize)
+        return _tiles.tiles_for(kind, chip, self.d, self.k, self.head.dtype.itemsize)
 
     def constants(self, tiles: Tiles, chip: Chip, precision: str) -> dict[str, Any]:
         """What the kernels are compiled for."""
@@ -97,6 +98,50 @@ class PackedHead:
         }
 
 
+class Sums:
+    """What the points' w adds up to for each cluster: partial sums of each part of the rows.
+
+    Attributes:
+        parts: How many there are.
+        args: The kernels' totals_ptr and sums_ptr, (parts, K) and (parts, 1 or 2, K, D).
+    """
+
+    def __init__(self, packed: PackedHead, n: int, tiles: Tiles, device: torch.device) -> None:
+        self.packed = packed
+        k, d, dtype = packed.k, packed.d, packed.head.dtype
+        moments = 2 if packed.form == "gaussian" else 1
+        self.parts = parts_of(n, tiles.n, moments * k * d * dtype.itemsize)
+        self.args = (
+            torch.empty(self.parts, k, dtype=dtype, device=device),
+            empty_or_zeros((self.parts, moments, k, d), d, tiles, dtype, device),
+        )
+
+    def reduced(self) -> tuple[Tensor, Tensor]:
+        """colsum(w) (K,) and the moments (1 or 2, K, D), the parts added in order, in float64."""
+        totals, sums = self.args
+        return totals.sum(0, dtype=torch.float64), sums.sum(0, dtype=torch.float64)
+
+
+def empty_or_zeros(
+    shape: tuple[int, ...], d: int, tiles: Tiles, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Memory for a result D wide: zeros where D is wider than a tile, and it is added to."""
+    make = torch.empty if d <= tiles.d else torch.zeros
+    return make(shape, dtype=dtype, device=device)
+
+
+def parameter_gradients(
+    packed: PackedHead, reduced: Sequence[tuple[Tensor, Tensor]]
+) -> list[Tensor]:
+    """The gradients to the head's parameters, of the sums of each segment of the rows."""
+    head = packed.head
+    if not reduced:
+        return [torch.zeros_like(param) for param in head.params]
+    total, moments = (sum(sums).to(head.dtype) for sums in zip(*reduced, strict=True))
+    first, *second = moments
+    return head.gradients(total, first, second[0] if second else None, packed.origin)
+
+
 def origin_of(centroids: Tensor) -> Tensor:
     """The coordinates' median (D,) over up to 31 of the centroids, evenly spaced."""
     some = centroids[:: cdiv(centroids.shape[0], 31)]
@@ -108,17 +153,22 @@ def origin_of(centroids: Tensor) -> Tensor:
 
 
 @triton.jit
-def load_points(z_ptr, stride_zn, stride_zd, origin_ptr, offs_n, offs_d, n, d, dtype: tl.constexpr):
-    """x = z - c (BLOCK_N, BLOCK_D), 0 past D."""
-    mask_d = offs_d < d
-    z = tl.load(
-        z_ptr + offs_n[:, None] * stride_zn + offs_d[None, :] * stride_zd,
-        mask=(offs_n < n)[:, None] & mask_d[None, :],
+def load_tile(ptr, stride_n, stride_m, offs_n, offs_m, n, m, dtype: tl.constexpr):
+    """A tile of an (n, m) matrix of any strides, in `dtype`; 0 past its ends."""
+    return tl.load(
+        ptr + offs_n[:, None] * stride_n + offs_m[None, :] * stride_m,
+        mask=(offs_n < n)[:, None] & (offs_m < m)[None, :],
         other=0.0,
     ).to(dtype)
+
+
+@triton.jit
+def load_points(z_ptr, stride_zn, stride_zd, origin_ptr, offs_n, offs_d, n, d, dtype: tl.constexpr):
+    """x = z - c (BLOCK_N, BLOCK_D), 0 past D."""
+    x = load_tile(z_ptr, stride_zn, stride_zd, offs_n, offs_d, n, d, dtype)
     if origin_ptr is not None:
-        z -= tl.load(origin_ptr + offs_d, mask=mask_d, other=0.0)[None, :]
-    return z
+        x -= tl.load(origin_ptr + offs_d, mask=offs_d < d, other=0.0)[None, :]
+    return x
 
 
 @triton.jit
@@ -258,7 +308,7 @@ def normaliser(top, total, FORM: tl.constexpr):
 def soft_assignment(norm, key, NU: tl.constexpr, FORM: tl.constexpr):
     """q_ij (BLOCK_N, BLOCK_K)."""
     if FORM == "rational":
-        return norm[:, None] / key
+        return norm[:, None] * (1 / key)  # the inverse that is in `fold_keys` already
     return tl.exp(score(key, NU, FORM) - norm[:, None])
 
 
@@ -315,15 +365,38 @@ def start_best(BLOCK_N: tl.constexpr, dtype: tl.constexpr, FORM: tl.constexpr):
 def to_product(ds, key, NU: tl.constexpr, FORM: tl.constexpr):
     """w_ij of the gradient ds_ij to the score."""
     if FORM == "rational":
-        return -2 * ds / key
+        return -2 * ds * (1 / key)
     if FORM == "student_t":
         return -(NU + 1) * ds / (NU + key)
     return ds
 
 
 @triton.jit
+def start_sums(BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, dtype: tl.constexpr):
+    """colsum(w), w^T x and w^T x^2 of no points."""
+    zeros = tl.zeros((BLOCK_K, BLOCK_D), dtype)
+    return tl.zeros((BLOCK_K,), dtype), zeros, zeros
+
+
+@triton.jit
+def part_of(sums_ptr, part, k, d, FORM: tl.constexpr):
+    """Where a part of the rows leaves its sums, one or two matrices (K, D)."""
+    if FORM == "gaussian":
+        part *= 2
+    return sums_ptr + part * k * d
+
+
+@triton.jit
+def store_points(dz, dz_ptr, offs_n, n, d, BLOCK_D: tl.constexpr):
+    """Write a register tile of dz."""
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = (offs_n < n)[:, None] & (offs_d < d)[None, :]
+    tl.store(dz_ptr + offs_n[:, None] * d + offs_d[None, :], dz, mask=mask)
+
+
+@triton.jit
 def add_to_points(dz, w, x, a, b, FORM: tl.constexpr, PRECISION: tl.constexpr):
-    """dz (BLOCK_N, BLOCK_D) += what a tile of clusters, w (BLOCK_N, BLOCK_K), gives."""
+    """dz (BLOCK_N, BLOCK_D) and what a tile of clusters adds to it, w (BLOCK_N, BLOCK_K)."""
     product = tl.dot(w, a, input_precision=PRECISION, out_dtype=dz.dtype)
     if FORM == "linear":
         return dz + product
@@ -334,6 +407,77 @@ def add_to_points(dz, w, x, a, b, FORM: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def add_to_sums(acc, w, x, PRECISION: tl.constexpr):
-    """acc (BLOCK_K, BLOCK_D) += w^T x."""
-    return tl.dot(tl.trans(w), x, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+def pull_to_points(
+    dz, w,
+    z_ptr, stride_zn, stride_zd,
+    a_ptr, b_ptr, origin_ptr,
+    dz_ptr,
+    offs_n, offs_k, n, k, d,
+    FORM: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Add what a tile of clusters gives to dz: the register tile if it is WHOLE, else its memory.
+
+    Memory serves where D is too wide for registers; it has to hold zeros at first.
+    """
+    for first in range(0, BLOCK_D if WHOLE else d, BLOCK_D):
+        offs_d = first + tl.arange(0, BLOCK_D)
+        x = load_points(z_ptr, stride_zn, stride_zd, origin_ptr, offs_n, offs_d, n, d, w.dtype)
+        a, b = load_weights(a_ptr, b_ptr, origin_ptr, offs_k, offs_d, k, d, FORM, DIRECT)
+        if WHOLE:
+            dz = add_to_points(dz, w, x, a, b, FORM, PRECISION)
+        else:
+            dz_ptrs = dz_ptr + offs_n[:, None] * d + offs_d[None, :]
+            mask = (offs_n < n)[:, None] & (offs_d < d)[None, :]
+            before = tl.load(dz_ptrs, mask=mask, other=0.0)
+            tl.store(dz_ptrs, add_to_points(before, w, x, a, b, FORM, PRECISION), mask=mask)
+    return dz
+
+
+@triton.jit
+def pull_to_sums(
+    total, sums, squares, w,
+    z_ptr, stride_zn, stride_zd, origin_ptr,
+    sums_ptr,
+    offs_n, offs_k, n, k, d,
+    FORM: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Add a tile's colsum(w), w^T x and, for the Gaussian, w^T x^2 to registers, or to memory."""
+    w_t = tl.trans(w)
+    for first in range(0, BLOCK_D if WHOLE else d, BLOCK_D):
+        offs_d = first + tl.arange(0, BLOCK_D)
+        x = load_points(z_ptr, stride_zn, stride_zd, origin_ptr, offs_n, offs_d, n, d, w.dtype)
+        if WHOLE:
+            sums = tl.dot(w_t, x, sums, input_precision=PRECISION, out_dtype=w.dtype)
+            if FORM == "gaussian":
+                squares = tl.dot(w_t, x * x, squares, input_precision=PRECISION, out_dtype=w.dtype)
+        else:
+            ptrs = sums_ptr + offs_k[:, None].to(tl.int64) * d + offs_d[None, :]
+            mask = (offs_k < k)[:, None] & (offs_d < d)[None, :]
+            before = tl.load(ptrs, mask=mask, other=0.0)
+            product = tl.dot(w_t, x, input_precision=PRECISION, out_dtype=w.dtype)
+            tl.store(ptrs, before + product, mask=mask)
+            if FORM == "gaussian":
+                ptrs += k.to(tl.int64) * d
+                before = tl.load(ptrs, mask=mask, other=0.0)
+                product = tl.dot(w_t, x * x, input_precision=PRECISION, out_dtype=w.dtype)
+                tl.store(ptrs, before + product, mask=mask)
+    return total + tl.sum(w, 0), sums, squares
+
+
+@triton.jit
+def store_sums(
+    total, sums, squares,
+    totals_ptr, sums_ptr,
+    part, offs_k, k, d,
+    FORM: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Leave a part's sums for the second stage."""
+    tl.store(totals_ptr + part * k + offs_k, total, mask=offs_k < k)
+    if WHOLE:
+        offs_d = tl.arange(0, BLOCK_D)
+        ptrs = sums_ptr + offs_k[:, None].to(tl.int64) * d + offs_d[None, :]
+        mask = (offs_k < k)[:, None] & (offs_d < d)[None, :]
+        tl.store(ptrs, sums, mask=mask)
+        if FORM == "gaussian":
+            tl.store(ptrs + k.to(tl.int64) * d, squares, mask=mask)
