@@ -58,7 +58,9 @@ def backends_for(primitive: str) -> tuple[str, ...]:
 
     `eager` by name is torch's own derivative, the witness; `auto` is the fused path that users get.
     """
-    named = tuple(name for name in _dispatch.available(primitive) if name != "triton")
+    named = _dispatch.available(primitive)
+    if not _dispatch.interprets_triton():
+        named = tuple(name for name in named if name != "triton")
     return (*named, "auto")
 
 
