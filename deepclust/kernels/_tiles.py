@@ -70,9 +70,9 @@ class Tiles(NamedTuple):
 #   "stream"   elements read once and written once: targets, k-means loss, sums
 TABLE: tuple[tuple[str, str, Tiles], ...] = (
     # The interpreter's time goes by operations, whatever their size; small N sees ragged edges.
-    ("columns", "interpreter", Tiles(64, 16, 16, 4, 1)),
-    ("product", "interpreter", Tiles(64, 32, 32, 4, 1)),
-    ("gradient", "interpreter", Tiles(64, 32, 32, 4, 1)),
+    ("columns", "interpreter", Tiles(64, 64, 16, 4, 1)),
+    ("product", "interpreter", Tiles(64, 64, 32, 4, 1)),
+    ("gradient", "interpreter", Tiles(64, 64, 32, 4, 1)),
     ("stream", "interpreter", Tiles(64, 64, 32, 4, 1)),
     # 16 pairs a thread: enough work between two loads of a column, and about 70 registers.
     ("columns", "", Tiles(128, 16, 16, 4, 2)),

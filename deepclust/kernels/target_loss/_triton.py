@@ -71,13 +71,15 @@ def _load_target(
 ):  # fmt: skip
     """A tile of the given p, or of the snapshot's logits t; minus infinity past K."""
     if TARGET == "given":
-        return load_tile(t_ptr, stride_tn, stride_td, offs_n, offs_k, n, k, dtype)
-    key = load_keys(
-        t_ptr, stride_tn, stride_td, old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr,
-        offs_n, offs_k, n, k, d, OLD_FORM, OLD_DIRECT, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
-    )  # fmt: skip
-    bias = tl.load(bias_ptr + offs_k, mask=offs_k < k, other=0.0)
-    return POWER * score(key, OLD_NU, OLD_FORM) + bias[None, :]
+        t = load_tile(t_ptr, stride_tn, stride_td, offs_n, offs_k, n, k, dtype)
+    else:
+        key = load_keys(
+            t_ptr, stride_tn, stride_td, old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr,
+            offs_n, offs_k, n, k, d, OLD_FORM, OLD_DIRECT, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
+        )  # fmt: skip
+        bias = tl.load(bias_ptr + offs_k, mask=offs_k < k, other=0.0)
+        t = POWER * score(key, OLD_NU, OLD_FORM) + bias[None, :]
+    return t
 
 
 @triton.jit
