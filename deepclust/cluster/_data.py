@@ -14,9 +14,11 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-# Data up to this size are held on the device as one float32 tensor; larger ones stay where they
-# are and are read, and converted, batch by batch.
+# Data up to this size are held in memory as one float32 tensor; larger ones stay where they are and
+# are read, and converted, batch by batch.
 RESIDENT_BYTES = 4 << 30
+# On a GPU the limit is this share of the memory that is free: the rest is for network and results.
+RESIDENT_SHARE = 0.5
 # Rows that one step of a full pass reads: wide networks need 32 MB a layer for them.
 BLOCK_ROWS = 4096
 
@@ -31,29 +33,46 @@ class Rows:
     """
 
     def __init__(self, source: Any, device: torch.device) -> None:
-        self.device = device
+        # "cuda" without an index is equal to no tensor's device.
+        self.device = torch.empty(0, device=device).device
         self._source = _dense_or_sparse(source)
-        self.n_features = int(np.prod(self._cpu(slice(0, 1)).shape[1:]))
-        resident = isinstance(source, (np.ndarray, Tensor)) and not isinstance(source, np.memmap)
-        if resident and self._source.dtype == torch.float32 and self._source.device == device:
+        self._staging: Staging | None = None
+        self.n_features = int(self._read(slice(0, 1)).shape[1])
+        in_memory = isinstance(source, (np.ndarray, Tensor)) and not isinstance(source, np.memmap)
+        if in_memory and self.on_device and self._source.dtype == torch.float32:
             return
-        if len(self) * self.n_features * 4 <= RESIDENT_BYTES:
-            self._source = torch.cat([self._cpu(rows) for rows in self._slices()]).to(device)
+        if self.device.type == "cuda" and not self.on_device:
+            self._staging = Staging(self.device)
+        if len(self) * self.n_features * 4 <= _resident_bytes(self.device):
+            whole = torch.empty(len(self), self.n_features, device=self.device)
+            for rows, x in self.blocks():
+                whole[rows] = x
+            self._source, self._staging = whole, None
 
     def __len__(self) -> int:
         shape = getattr(self._source, "shape", None)
         return len(self._source) if shape is None else int(shape[0])
 
+    @property
+    def on_device(self) -> bool:
+        """Whether the rows are a tensor on the device: then it is there that `take` wants numbers.
+
+        Numbers elsewhere are moved, for which the host waits.
+        """
+        return isinstance(self._source, Tensor) and self._source.device == self.device
+
     def take(self, rows: slice | Tensor) -> Tensor:
         """The rows of these numbers, (n, D)."""
-        if isinstance(self._source, Tensor) and self._source.device == self.device:
-            if isinstance(rows, Tensor):
-                rows = rows.to(self.device)
-            return self._source[rows].to(torch.float32)
-        return self._cpu(rows).to(self.device)
+        if self._staging is not None:
+            return self._staging.send(self._read(rows))
+        return self._read(rows).to(self.device, torch.float32)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """All rows in order: (which, their values)."""
+        """All rows in order: (which, their values).
+
+        On a GPU nothing here waits for the work that the caller starts on a block, so that the
+        next one is read meanwhile.
+        """
         for rows in self._slices():
             yield rows, self.take(rows)
 
@@ -86,17 +105,71 @@ class Rows:
         for start in range(0, len(self), BLOCK_ROWS):
             yield slice(start, min(start + BLOCK_ROWS, len(self)))
 
-    def _cpu(self, rows: slice | Tensor) -> Tensor:
+    def _read(self, rows: slice | Tensor) -> Tensor:
+        """Rows as they are where they are: of any type, and on the host or where X was given."""
         source = self._source
         if isinstance(source, Tensor):
-            if isinstance(rows, Tensor):
-                rows = rows.to(source.device)
-            return source[rows].to("cpu", torch.float32)
+            return source[rows.to(source.device) if isinstance(rows, Tensor) else rows]
         if _is_sparse(source):
-            picked = source[rows if isinstance(rows, slice) else rows.numpy()]
+            picked = source[rows if isinstance(rows, slice) else rows.cpu().numpy()]
             return torch.from_numpy(picked.toarray().astype(np.float32, copy=False))
         numbers = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows.tolist()
         return torch.stack([_row(source[i]) for i in numbers])
+
+
+class Staging:
+    """Two pinned buffers through which rows reach a GPU: one is filled while the other is copied.
+
+    The host never waits for the GPU's work on rows, only, before it fills a buffer again, for the
+    copy of what was in it two calls ago.
+
+    Args:
+        device: Where rows go. On one that is not a GPU copies are plain ones.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers = [torch.empty(0), torch.empty(0)]
+        self._copied: list[Any] = [None, None]
+        self._turn = 0
+        # Of its own, so that a copy need not wait for the kernels that were started before it.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def send(self, values: Tensor) -> Tensor:
+        """These rows (n, D), of any type, in float32 on the device."""
+        turn = self._turn
+        self._turn = 1 - turn
+        if self._copied[turn] is not None:
+            self._copied[turn].synchronize()
+        if self._buffers[turn].numel() < values.numel():
+            pinned = self._stream is not None
+            self._buffers[turn] = torch.empty(values.numel(), pin_memory=pinned)
+        buffer = self._buffers[turn][: values.numel()].view(values.shape)
+        buffer.copy_(values)
+        moved, self._copied[turn] = self._copy(buffer)
+        return moved
+
+    def _copy(self, buffer: Tensor) -> tuple[Tensor, Any]:
+        """The buffer on the device, and an event that follows the copy."""
+        if self._stream is None:
+            return buffer.to(self._device, copy=True), None
+        present = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._stream):
+            moved = buffer.to(self._device, non_blocking=True)
+            copied = self._stream.record_event()
+        present.wait_event(copied)
+        # The memory belongs to the copying stream, which must not use it again before the caller's
+        # stream is done with the rows.
+        moved.record_stream(present)
+        return moved, copied
+
+
+def _resident_bytes(device: torch.device) -> int:
+    """How large data may be that are held on the device."""
+    if device.type != "cuda":
+        return RESIDENT_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * RESIDENT_SHARE)
 
 
 def _is_sparse(source: Any) -> bool:
