@@ -118,6 +118,31 @@ def test_tensors_and_arrays_give_the_same(blobs):
     a = KMeans(6, random_state=0).fit(X)
     b = KMeans(6, random_state=0).fit(torch.from_numpy(X))
     np.testing.assert_array_equal(a.cluster_centers_, b.cluster_centers_)
+    weight = np.linspace(0, 1, len(X))
+    a = KMeans(6, random_state=0).fit(X, sample_weight=weight)
+    b = KMeans(6, random_state=0).fit(torch.from_numpy(X), sample_weight=torch.from_numpy(weight))
+    np.testing.assert_array_equal(a.cluster_centers_, b.cluster_centers_)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("init", ["k-means++", "random", "given"])
+def test_tensors_on_a_gpu(blobs, init):
+    X, _ = blobs
+    x = torch.from_numpy(X).cuda()
+    weight = torch.linspace(0.5, 1, len(X), dtype=torch.float64)
+    settings = {"init": X[:6] if init == "given" else init, "random_state": 0}
+    a = KMeans(6, **settings).fit(X, sample_weight=weight)
+    b = KMeans(6, **settings).fit(x, sample_weight=weight.cuda())
+    np.testing.assert_array_equal(a.labels_, b.labels_)
+    assert b.labels_.dtype == np.int64
+    np.testing.assert_allclose(a.cluster_centers_, b.cluster_centers_, rtol=1e-9)
+    np.testing.assert_allclose(a.inertia_, b.inertia_, rtol=1e-9)
+    np.testing.assert_array_equal(b.predict(x), b.labels_)
+    np.testing.assert_allclose(b.transform(x), a.transform(X), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(b.score(x), a.score(X), rtol=1e-9)
+    again = KMeans(6, **settings).fit(x, sample_weight=weight.cuda())
+    np.testing.assert_array_equal(again.cluster_centers_, b.cluster_centers_)
 
 
 @pytest.mark.parametrize(

@@ -162,11 +162,12 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
     def _tensor(self, X: Any, *, reset: bool) -> Tensor:
         if isinstance(X, Tensor):
-            device = X.device
             array = validate_data(
                 self, X.detach().cpu().numpy(), reset=reset, dtype=[np.float64, np.float32]
             )
-            return torch.from_numpy(array).to(device)
+            x = torch.from_numpy(array)
+            # What is on a GPU has been copied for the checks alone.
+            return X.detach().to(x.dtype) if X.is_cuda else x.to(X.device)
         array = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], order="C")
         if not array.flags.writeable:
             array = array.copy()  # torch has no read-only tensors
@@ -304,18 +305,25 @@ def _draw(weight: Tensor, n: int, rng: np.random.RandomState) -> Array:
 
 
 def _total(values: Tensor) -> float:
+    if values.is_cuda:
+        return float(values.sum(dtype=torch.float64))
     # NumPy adds on one thread, so that the bits do not depend on torch's thread count.
     return float(values.cpu().numpy().sum(dtype=np.float64))
 
 
 def _column_means(x: Tensor) -> Array:
-    means: Array = x.cpu().numpy().mean(0, dtype=np.float64)
+    if x.is_cuda:
+        means: Array = x.mean(0, dtype=torch.float64).cpu().numpy()
+    else:
+        means = x.numpy().mean(0, dtype=np.float64)
     return means
 
 
 def _weights(sample_weight: Any, x: Tensor) -> Tensor:
     if sample_weight is None:
         return torch.ones(x.shape[0], dtype=x.dtype, device=x.device)
+    if isinstance(sample_weight, Tensor):
+        sample_weight = sample_weight.detach().cpu()
     array = _check_sample_weight(
         sample_weight, np.empty((x.shape[0], 1)), dtype=_numpy_dtype(x), ensure_non_negative=True
     )
