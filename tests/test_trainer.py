@@ -278,6 +278,19 @@ def test_global_generator_is_left_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_a_run_that_began_on_a_gpu_goes_on_elsewhere():
+    cut = toy_run([Interrupter(2)])
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    tree = cut.state_dict()
+    tree["torch_rng"]["cuda"] = torch.zeros(16, dtype=torch.uint8)
+    whole, resumed = toy_run(), toy_run()
+    whole.train()
+    resumed.load_state_dict(tree)
+    resumed.train()
+    assert_same(result(resumed), result(whole))
+
+
 def test_checkpoint_of_another_run_is_refused():
     run = toy_run()
     tree = run.state_dict()

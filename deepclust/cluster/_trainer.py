@@ -60,7 +60,8 @@ class Batch:
 
     Attributes:
         x: Rows (n, D).
-        idx: Their numbers (n,) in the whole data: a slice where they are consecutive.
+        idx: Their numbers (n,) in the whole data, on the device; a slice where they are
+            consecutive.
         y: Their labels (n,), -1 where there is none.
         view: Another view of the rows (n, D), from Stage.augment.
         companions: The rows (n, m, D) that Stage.companions names for them.
@@ -190,11 +191,14 @@ class Run:
         self.refreshed = False
         self._begun = False
         self._permutation: Tensor | None = None
+        self._moved_permutation: Tensor | None = None  # the same on the device
         self._position = 0
         self._generators: dict[str, torch.Generator] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._schedulers: dict[str, Any] = {}
         self._pending: dict[str, tuple[Tensor, int]] = {}
+        # States of torch's global generators while the loop does not run; others draw from them.
+        self._torch_rng: dict[str, Tensor] | None = None
         self._saved_at = time.monotonic()
 
     # What hooks call.
@@ -265,17 +269,25 @@ class Run:
         """Run all stages to their end, from wherever this run is."""
         # Dropout draws from torch's global generators: the run has its own state of them.
         devices = [self.device] if self.device.type == "cuda" else []
+        if self.settings.y is not None:
+            self.settings.y = self.settings.y.to(self.device)  # it is indexed there
         with torch.random.fork_rng(devices), _Interrupt() as interrupt:
             self._restore_torch_rng()
-            while self.stage_index < len(self._stages):
-                self._pause_if(interrupt)
-                self._train_stage(interrupt)
-                self.stage_index += 1
-                self.update, self.epoch, self._begun, self.refreshed = 0, 0, False, False
-                self._permutation, self._position = None, 0
-                self._optimizers, self._schedulers = {}, {}
+            try:
+                while self.stage_index < len(self._stages):
+                    self._pause_if(interrupt)
+                    self._train_stage(interrupt)
+                    self._leave_stage()
+            finally:
+                self._torch_rng = self._present_torch_rng()
         # Labels after the last stage come from it.
         self.stage_index = len(self._stages) - 1
+
+    def _leave_stage(self) -> None:
+        self.stage_index += 1
+        self.update, self.epoch, self._begun, self.refreshed = 0, 0, False, False
+        self._permutation, self._position = None, 0
+        self._optimizers, self._schedulers = {}, {}
 
     def _train_stage(self, interrupt: _Interrupt) -> None:
         stage = self.stage
@@ -386,14 +398,20 @@ class Run:
         if self._position >= n:
             self._position, self._permutation = 0, None
             self.epoch += 1
-        stop = min(self._position + self.settings.batch_size, n)
-        idx: slice | Tensor = slice(self._position, stop)
+        which = slice(self._position, min(self._position + self.settings.batch_size, n))
+        self._position = which.stop
+        idx: slice | Tensor = which
+        numbers: slice | Tensor = which
         if stage.order == "shuffle":
             if self._permutation is None:
                 self._permutation = torch.randperm(n, generator=self.rng("batches"))
-            idx = self._permutation[idx]
-        self._position = stop
-        batch = Batch(self.take(idx), idx)
+                self._moved_permutation = None
+            if self._moved_permutation is None:
+                # Once a pass: moving the numbers of each batch would hold up the host each time.
+                self._moved_permutation = self._permutation.to(self.device, non_blocking=True)
+            idx = self._moved_permutation[which]
+            numbers = idx if self._rows.on_device else self._permutation[which]
+        batch = Batch(self.take(numbers), idx)
         if self.settings.y is not None:
             batch.y = self.settings.y[idx]
         if stage.augment is not None:
@@ -448,9 +466,6 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """The run as a tree of tensors and plain values."""
-        rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
             "identity": self.settings.identity,
             "data": self._rows.fingerprint(),
@@ -467,7 +482,7 @@ class Run:
             "schedulers": {name: s.state_dict() for name, s in self._schedulers.items()},
             "state": {name: _to_tree(value) for name, value in self.state.items()},
             "generators": {name: g.get_state() for name, g in self._generators.items()},
-            "torch_rng": rng,
+            "torch_rng": self._torch_rng or self._present_torch_rng(),
             "pending": {name: [total, count] for name, (total, count) in self._pending.items()},
             "history": self.history,
             "reasons": self.reasons,
@@ -485,7 +500,7 @@ class Run:
             setattr(self, name, tree[name])
         self.history, self.reasons = tree["history"], tree["reasons"]
         self._begun, self._permutation = tree["begun"], tree["permutation"]
-        self._position = tree["position"]
+        self._moved_permutation, self._position = None, tree["position"]
         self.method.load_state_dict(tree["method"])
         self.state = {name: _from_tree(value, self.device) for name, value in tree["state"].items()}
         for name, state in tree["generators"].items():
@@ -499,15 +514,20 @@ class Run:
         self._pending = {name: (total, count) for name, (total, count) in tree["pending"].items()}
         self._torch_rng = tree["torch_rng"]
 
-    _torch_rng: dict[str, Tensor] | None = None
+    def _present_torch_rng(self) -> dict[str, Tensor]:
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
 
     def _restore_torch_rng(self) -> None:
-        if self._torch_rng is None:
-            torch.manual_seed(self.settings.seed)
-            return
-        torch.set_rng_state(self._torch_rng["cpu"])
-        if "cuda" in self._torch_rng:
-            torch.cuda.set_rng_state(self._torch_rng["cuda"], self.device)
+        torch.manual_seed(self.settings.seed)
+        if self._torch_rng is not None:
+            torch.set_rng_state(self._torch_rng["cpu"])
+            # A run may go on elsewhere than where it began.
+            if "cuda" in self._torch_rng and self.device.type == "cuda":
+                torch.cuda.set_rng_state(self._torch_rng["cuda"], self.device)
+        self._torch_rng = None
 
 
 def map_rows(
