@@ -7,6 +7,7 @@ import hashlib
 import os
 import warnings
 from abc import abstractmethod
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from deepclust import _files
 from deepclust import functional as F
 from deepclust.cluster._data import Rows, as_rows
+from deepclust.cluster._graphs import Capture, cuda_capture
 from deepclust.cluster._trainer import Method, Run, Settings, map_rows
 from deepclust.cluster.kmeans import check_n_clusters
 
@@ -33,7 +35,15 @@ Self = TypeVar("Self", bound="DeepEstimator")
 
 # Parameters that change where, how fast or how loudly a fit runs, but not what it computes: a run
 # may be resumed with others.
-_NOT_IDENTITY = ("callbacks", "checkpoint", "verbose", "device", "backend", "random_state")
+_NOT_IDENTITY = (
+    "callbacks",
+    "checkpoint",
+    "verbose",
+    "device",
+    "backend",
+    "cuda_graphs",
+    "random_state",
+)
 
 
 class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -48,6 +58,7 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     callbacks: Any
     checkpoint: Any
     autocast: str | None
+    cuda_graphs: bool
 
     @abstractmethod
     def _build(self, n_features: int) -> Method:
@@ -78,6 +89,7 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             FileNotFoundError: If there is no checkpoint to resume from.
         """
         device = self._device()
+        capture = self._capture(device)
         rows = as_rows(self, X, device, reset=True)
         check_n_clusters(self.n_clusters, len(rows))
         if (distinct := rows.n_distinct(self.n_clusters)) < self.n_clusters:
@@ -96,7 +108,7 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             torch.manual_seed(seed)
             method = self._build(rows.n_features).to(device)
         self._prepare(method, rows)
-        run = Run(method, rows, self._settings(seed))
+        run = Run(method, rows, self._settings(seed, capture))
         if tree is not None:
             run.load_state_dict(tree)
         try:
@@ -172,8 +184,11 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         estimator = cls(**tree["params"])
         if device is not None:
             estimator.device = device
-        elif torch.device(estimator.device).type == "cuda" and not torch.cuda.is_available():
-            estimator.device = "cpu"
+        else:
+            try:
+                estimator._device()
+            except ValueError:
+                estimator.device = "cpu"
         for name, value in tree["learned"].items():
             setattr(estimator, name, value)
         method = estimator._build(estimator.n_features_in_)
@@ -190,7 +205,7 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         tags.transformer_tags.preserves_dtype = ["float32"]  # networks compute in no other
         return tags
 
-    def _settings(self, seed: int) -> Settings:
+    def _settings(self, seed: int, capture: Capture | None) -> Settings:
         batch = self.batch_size
         if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
             raise ValueError(f"batch_size: got {batch!r}; it takes an integer of at least 1")
@@ -205,16 +220,29 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             checkpoint=None if self.checkpoint is None else Path(self.checkpoint),
             identity={"estimator": type(self).__name__, **identity, "seed": seed},
             autocast=self._autocast(),
+            capture=capture,
             progress=bool(self.verbose),
         )
 
     def _autocast(self) -> torch.dtype | None:
-        names = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        if self.autocast not in names:
+        if self.autocast is None:
+            return None
+        if self.autocast != "bfloat16":
             raise ValueError(
-                f"autocast: got {self.autocast!r}; it takes None, 'bfloat16' or 'float16'"
+                f"autocast: got {self.autocast!r}; it takes None or 'bfloat16' (float16 would need"
+                " its gradients scaled)"
             )
-        return names[self.autocast]
+        return torch.bfloat16
+
+    def _capture(self, device: torch.device) -> Capture | None:
+        if not isinstance(self.cuda_graphs, bool):
+            raise ValueError(f"cuda_graphs: got {self.cuda_graphs!r}; it takes True or False")
+        if self.cuda_graphs and device.type != "cuda":
+            raise ValueError(
+                f"cuda_graphs: got True with device={self.device!r}; it takes True only where"
+                " device is 'cuda'"
+            )
+        return partial(cuda_capture, device=device) if self.cuda_graphs else None
 
     def _interrupted_tree(self) -> dict[str, Any]:
         if self.checkpoint is not None:
@@ -233,7 +261,7 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             raise ValueError(
                 f"device: got {self.device!r}; it takes 'cpu', 'cuda' or 'cuda:0'"
             ) from None
-        if device.type == "cuda" and not torch.cuda.is_available():
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device: got {self.device!r}, but torch finds no such GPU here")
         return device
 

@@ -19,7 +19,7 @@ import threading
 import time
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 
 from deepclust import _files
 from deepclust.cluster._data import Rows
+from deepclust.cluster._graphs import Capture, Graphs
 from deepclust.functional import Head, Snapshot
 from deepclust.losses import Schedule
 
@@ -61,7 +62,7 @@ class Batch:
     Attributes:
         x: Rows (n, D).
         idx: Their numbers (n,) in the whole data, on the device; a slice where they are
-            consecutive.
+            consecutive, unless the step is captured.
         y: Their labels (n,), -1 where there is none.
         view: Another view of the rows (n, D), from Stage.augment.
         companions: The rows (n, m, D) that Stage.companions names for them.
@@ -85,7 +86,9 @@ class Phase:
         name: Names the optimiser in checkpoints.
         parameters: The parameters (or groups) that this phase moves.
         optimizer: Makes the optimiser from them.
-        losses: (run, batch) -> (losses by name, anything that `after` needs); no host reads.
+        losses: (run, batch) -> (losses by name, anything that `after` needs); no host reads. In a
+            captured step it is called once for each size of batch: only the batch, the parameters,
+            buffers, and the tensors and Snapshots in run.state may then differ between updates.
         weights: The scheduled weight of each loss, 1 where none is given.
         schedule: Makes a learning-rate scheduler, which steps with every update.
         after: (run, batch, aux): in-place changes after the step, without gradients.
@@ -163,6 +166,7 @@ class Settings:
     identity: dict[str, Any] = field(default_factory=dict)  # a checkpoint of another is refused
     y: Tensor | None = None
     autocast: torch.dtype | None = None
+    capture: Capture | None = None  # captures the phases' steps, which are then replayed
     progress: bool = False
 
 
@@ -176,6 +180,7 @@ class Run:
         total_updates: Updates done in all stages.
         refreshed: Whether this moment follows a refresh (else it is the end of a stage).
         state: Results of refreshes by name: tensors, Snapshots, numbers; kept in checkpoints.
+            Where steps are captured, what replaces a tensor is written into it.
         history: Series by "stage/name": pairs of an update and a value.
         reasons: Why each finished stage ended, by its name.
     """
@@ -197,6 +202,7 @@ class Run:
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._schedulers: dict[str, Any] = {}
         self._pending: dict[str, tuple[Tensor, int]] = {}
+        self._graphs: Graphs | None = None
         # States of torch's global generators while the loop does not run; others draw from them.
         self._torch_rng: dict[str, Tensor] | None = None
         self._saved_at = time.monotonic()
@@ -287,7 +293,9 @@ class Run:
         self.stage_index += 1
         self.update, self.epoch, self._begun, self.refreshed = 0, 0, False, False
         self._permutation, self._position = None, 0
-        self._optimizers, self._schedulers = {}, {}
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad(set_to_none=True)  # captured gradients keep a graph's memory
+        self._optimizers, self._schedulers, self._graphs = {}, {}, None
 
     def _train_stage(self, interrupt: _Interrupt) -> None:
         stage = self.stage
@@ -299,6 +307,8 @@ class Run:
             self._begun = True
         if not self._optimizers:
             self._make_optimizers()
+        if self.settings.capture is not None:
+            self._graphs = Graphs(self.settings.capture, self.device, self.method.buffers())
         total = self.n_updates
         read_every = max(self.updates_per_epoch, 10)
         reason = f"length of {total} updates"
@@ -374,24 +384,67 @@ class Run:
         self.refreshed = False
 
     def _step_phase(self, phase: Phase, batch: Batch) -> None:
-        optimizer = self._optimizers[phase.name]
-        autocast = self.settings.autocast
-        with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
-            losses, aux = phase.losses(self, batch)
-        loss = torch.zeros((), device=self.device)
+        weights = {
+            name: weight(self.update) if callable(weight) else weight
+            for name, weight in phase.weights.items()
+        }
+        if self._graphs is None:
+            losses, aux = self._gradients(phase, batch, weights)
+        else:
+            losses, aux = self._replayed_gradients(self._graphs, phase, batch, weights)
         for name, value in losses.items():
-            weight = phase.weights.get(name, 1.0)
-            loss = loss + (weight(self.update) if callable(weight) else weight) * value
             self.log(name, value)
-        optimizer.zero_grad(set_to_none=True)
-        # Only into this phase's parameters: a critic's loss passes through the encoder too.
-        loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
-        optimizer.step()
+        # Not in the graph, where the learning rate would be fixed: fused, it is a launch or two.
+        self._optimizers[phase.name].step()
         if phase.name in self._schedulers:
             self._schedulers[phase.name].step()
         if phase.after is not None:
             with torch.no_grad():
                 phase.after(self, batch, aux)
+
+    def _gradients(
+        self, phase: Phase, batch: Batch, weights: Mapping[str, float | Tensor]
+    ) -> tuple[dict[str, Tensor], Any]:
+        """The losses and aux; gradients of the weighted sum of the losses go to the parameters."""
+        autocast = self.settings.autocast
+        with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+            losses, aux = phase.losses(self, batch)
+        loss = torch.zeros((), device=self.device)
+        for name, value in losses.items():
+            weight = weights.get(name, 1.0)
+            if isinstance(weight, Tensor):
+                weight = weight.to(value.dtype)  # as a number would be
+            loss = loss + weight * value
+        self._optimizers[phase.name].zero_grad(set_to_none=True)
+        # Only into this phase's parameters: a critic's loss passes through the encoder too.
+        loss.backward(inputs=self._parameters(phase))
+        return losses, aux
+
+    def _replayed_gradients(
+        self, graphs: Graphs, phase: Phase, batch: Batch, weights: dict[str, float]
+    ) -> tuple[dict[str, Tensor], Any]:
+        """The same, captured when it is first called for batches of this size."""
+        fields = {name: value for name, value in vars(batch).items() if value is not None}
+        parameters = self._parameters(phase)
+
+        def step(inputs: dict[str, Tensor]) -> Any:
+            static = Batch(**{name: inputs[name] for name in fields})
+            losses, aux = self._gradients(
+                phase, static, {name: inputs[f"weight of {name}"] for name in weights}
+            )
+            return losses, aux, [p.grad for p in parameters]
+
+        graphs.hold(self.state)
+        scalars = {f"weight of {name}": weight for name, weight in weights.items()}
+        losses, aux, gradients = graphs(phase.name, step, {**fields, **scalars})
+        # Another batch size, or phase, may have left the parameters with gradients of its own.
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return losses, aux
+
+    def _parameters(self, phase: Phase) -> list[Tensor]:
+        groups = self._optimizers[phase.name].param_groups
+        return [parameter for group in groups for parameter in group["params"]]
 
     def _next_batch(self) -> Batch:
         stage, n = self.stage, len(self)

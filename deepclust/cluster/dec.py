@@ -203,7 +203,10 @@ class DEC(DeepEstimator):
         freeze_encoder: Train the centroids alone, the paper's ablation.
         pretrained: Skip the training of the autoencoder and take these weights: the `network_` of
             another fit, or its state_dict.
-        autocast: "bfloat16" or "float16" runs the networks' products in that type; None in float32.
+        autocast: "bfloat16" runs the networks' products in that type; None in float32. Losses,
+            distances and the parameters themselves are float32 either way.
+        cuda_graphs: On a GPU, capture the steps of the training in CUDA graphs and replay them: for
+            small networks and batches, whose kernels take longer to start than to run.
         device: "cpu", "cuda", "cuda:1", ...
         backend: "auto", "eager", "cpp" or "triton", for the kernels.
         random_state: Seed or RandomState.
@@ -254,6 +257,7 @@ class DEC(DeepEstimator):
         freeze_encoder: bool = False,
         pretrained: Any = None,
         autocast: str | None = None,
+        cuda_graphs: bool = False,
         device: str = "cpu",
         backend: str = "auto",
         random_state: Any = None,
@@ -283,6 +287,7 @@ class DEC(DeepEstimator):
         self.freeze_encoder = freeze_encoder
         self.pretrained = pretrained
         self.autocast = autocast
+        self.cuda_graphs = cuda_graphs
         self.device = device
         self.backend = backend
         self.random_state = random_state
@@ -310,7 +315,8 @@ class DEC(DeepEstimator):
 
     def _prepare(self, method: DECMethod, rows: Rows) -> None:
         if self.scale == "dec":
-            square = sum(float(x.double().square().sum()) for _, x in rows.blocks())
+            # Summed on the device, which the host would otherwise wait for at each block.
+            square = float(sum(x.double().square().sum() for _, x in rows.blocks()))
             if square == 0:
                 raise ValueError("X: got only zeros; scale='dec' takes data with values")
             method.scale.fill_((len(rows) * rows.n_features / square) ** 0.5)
