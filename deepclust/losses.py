@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 # The weight of a loss: a constant, or a function of the number of updates done in the stage.
@@ -14,7 +15,8 @@ def reconstruction(output: Tensor, x: Tensor) -> Tensor:
     """Squared error of a reconstruction.
 
     1/N sum_i ||x_i - x^_i||^2 / D: the least squares of the autoencoders (section 3.2 of Xie et
-    al., 2016), divided by the width so that its size does not depend on it.
+    al., 2016), divided by the width so that its size does not depend on it. Half types are computed
+    in float32.
 
     Args:
         output: Reconstructions (N, D).
@@ -28,7 +30,9 @@ def reconstruction(output: Tensor, x: Tensor) -> Tensor:
         >>> reconstruction(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]))
         tensor(5.)
     """
-    return (output - x).square().mean()
+    # Under autocast both may be of a half type, in which squares and their mean would be rounded.
+    wide = torch.promote_types(output.dtype, torch.float32)
+    return (output.to(wide) - x).square().mean()
 
 
 def ramp(start: float, end: float, updates: int) -> Schedule:
