@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,9 +13,13 @@ import scipy.sparse
 import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepclust import functional as F
 from deepclust.cluster import DEC, KMeans
+from deepclust.cluster._data import Rows
+from deepclust.cluster._trainer import Run, Settings
 from deepclust.cluster.dec import PRESETS, DECMethod, gaussian_likelihood
 from deepclust.datasets import load_digits
 from deepclust.metrics import clustering_accuracy
@@ -298,6 +305,15 @@ def test_save_and_load(fitted, digits, tmp_path):
     loaded.save(tmp_path / "again")
 
 
+def test_a_model_of_a_gpu_that_is_not_here_is_loaded_on_the_cpu(fitted, digits, tmp_path):
+    elsewhere = copy.copy(fitted)
+    elsewhere.device = "cuda:99"
+    elsewhere.save(tmp_path / "model")
+    loaded = DEC.load(tmp_path / "model")
+    assert loaded.device == "cpu"
+    np.testing.assert_array_equal(loaded.predict(digits.X), fitted.labels_)
+
+
 def test_save_keeps_a_fit_with_weights_callbacks_and_centroids(fitted, digits, tmp_path):
     settings = {**SMALL, "max_updates": 0, "random_state": np.random.RandomState(3)}
     dec = DEC(
@@ -343,7 +359,8 @@ def interrupt(stage, update):
 
 
 @pytest.mark.parametrize(
-    ("stage", "update"), [("pretrain-2", 5), ("tune", 30), ("cluster", 0), ("cluster", 16)]
+    ("stage", "update"),
+    [("pretrain-1", 5), ("pretrain-2", 5), ("tune", 30), ("cluster", 0), ("cluster", 16)],
 )
 @pytest.mark.parametrize("in_file", [True, False])
 def test_resumed_fit_is_the_uninterrupted_one(fitted, digits, tmp_path, stage, update, in_file):
@@ -414,6 +431,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(digits, tmp_path):
         ({"device": "abacus"}, "device: got 'abacus'"),
         ({"backend": "fpga"}, "backend: got 'fpga'"),
         ({"autocast": "int8"}, "autocast: got 'int8'"),
+        ({"autocast": "float16"}, "autocast: got 'float16'; it takes None or 'bfloat16'"),
+        ({"device": "cuda:99"}, "device: got 'cuda:99', but torch finds no such GPU"),
         ({"init": np.zeros((3, 4))}, r"init: got centroids of shape \(3, 4\)"),
         ({"pretrained": {"weight": torch.zeros(1)}}, "pretrained: the weights do not fit"),
     ],
@@ -456,3 +475,205 @@ def test_no_gpu_is_said_clearly(digits):
 def test_autocast_runs_and_predicts(digits):
     dec = DEC(10, **SMALL, autocast="bfloat16").fit(digits.X)
     np.testing.assert_array_equal(dec.predict(digits.X), dec.labels_)
+
+
+def test_autocast_is_for_the_networks_alone(digits, monkeypatch):
+    step, rounded, scalars = Run._step, set(), set()
+
+    class Kinds(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for t in tensors_of(out):
+                if t.ndim == 0:
+                    scalars.add(t.dtype)
+                elif t.dtype == torch.bfloat16:
+                    rounded.add(str(func).split(".")[1])
+            return out
+
+    def watched(run):
+        with Kinds():
+            step(run)
+
+    monkeypatch.setattr(Run, "_step", watched)
+    dec = DEC(10, **SMALL, autocast="bfloat16", backend="eager").fit(digits.X)
+    assert "addmm" in rounded
+    # No loss is, nor what it is made of.
+    assert torch.bfloat16 not in scalars
+    assert not rounded & {"pow", "square", "mean", "log", "log1p", "exp", "logsumexp"}
+    assert dec.cluster_centers_.dtype == np.float32
+    assert {p.dtype for p in dec.network_.parameters()} == {torch.float32}
+
+
+def test_autocast_is_part_of_a_runs_identity(digits, tmp_path):
+    path = tmp_path / "checkpoint"
+    with pytest.raises(KeyboardInterrupt):
+        DEC(10, **SMALL, callbacks=[interrupt("tune", 30)], checkpoint=path).fit(digits.X)
+    with pytest.raises(ValueError, match="autocast was None and is 'bfloat16'"):
+        DEC(10, **SMALL, autocast="bfloat16", checkpoint=path).fit(digits.X, resume=True)
+
+
+# What the host may not do between two refreshes. Backends other than eager are beneath torch's
+# dispatcher, where nothing can be seen.
+
+# Operations for whose result the host of a GPU waits.
+WAITED_FOR = {
+    "_local_scalar_dense",
+    "_unique2",
+    "equal",
+    "is_nonzero",
+    "item",
+    "masked_select",
+    "nonzero",
+}
+
+
+def tensors_of(tree):
+    return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+class Watch(TorchDispatchMode):
+    """Notes operations that wait for results, and those on tensors of two devices."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.calls += 1
+        name = str(func).split(".")[1]
+        devices = {t.device.type for t in tensors_of((args, kwargs, out))}
+        if name in WAITED_FOR or len(devices) > 1:
+            self.seen.append(name)
+        return out
+
+
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "sgd"}, {"freeze_encoder": True}])
+def test_steps_wait_for_no_result(digits, settings, autocast, monkeypatch):
+    step, calls = Run._step, []
+
+    def watched(run):
+        with Watch() as watch:
+            step(run)
+        calls.append(watch.calls)
+        assert watch.seen == []
+
+    monkeypatch.setattr(Run, "_step", watched)
+    DEC(10, **SMALL, **settings, autocast=autocast, backend="eager").fit(digits.X)
+    assert len(calls) == 5 + 5 + 30 + 24
+    assert min(calls) > 10
+
+
+@pytest.mark.parametrize("order", ["shuffle", "sequential"])
+@pytest.mark.parametrize("freeze_encoder", [False, True])
+def test_steps_leave_the_device_once_a_pass(order, freeze_encoder, monkeypatch):
+    """The meta device stands for a GPU: what is not on it shows, and reading from it raises."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no meta
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    device = torch.device("meta")
+    dec = DEC(10, **SMALL, backend="eager", freeze_encoder=freeze_encoder)
+    method = dec._build(64).to(device)
+    # Fused ones know no meta either.
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    method.settings["cluster_optimizer"] = sgd
+    object.__setattr__(method.settings["pretraining"], "optimizer", sgd)
+    run = Run(method, Rows(torch.empty(600, 64, device=device), device), Settings())
+    for number, stage in enumerate(run._stages):
+        run.stage_index = number
+        run._optimizers, run._permutation, run._position = {}, None, 0
+        run._make_optimizers()
+        stage.order = order
+        if stage.name == "cluster":
+            run.state["snapshot"] = F.freeze_target(run.map(method.embed), method.head())
+        for update in range(6):
+            with Watch() as watch:
+                run._step()
+            new_pass = order == "shuffle" and update % 3 == 0
+            assert watch.seen == ["_to_copy"] * new_pass, (stage.name, update)
+
+
+# On a GPU.
+
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@pytest.mark.gpu
+@no_gpu
+@pytest.mark.parametrize("resident", [True, False])
+def test_fit_on_a_gpu_is_the_fit_on_the_cpu(fitted, digits, resident, monkeypatch):
+    if not resident:
+        monkeypatch.setattr("deepclust.cluster._data.RESIDENT_SHARE", 0.0)
+    # Without dropout and random starts, whose numbers are others there.
+    settings = {**SMALL, "pretrained": fitted.network_, "init": fitted.cluster_centers_}
+    expected = DEC(10, **settings).fit(digits.X)
+    for X in (digits.X, torch.from_numpy(digits.X).cuda()):
+        dec = DEC(10, **settings, device="cuda").fit(X)
+        assert dec.labels_.dtype == np.int64
+        assert (dec.labels_ == expected.labels_).mean() > 0.99
+        np.testing.assert_allclose(dec.cluster_centers_, expected.cluster_centers_, atol=1e-2)
+        np.testing.assert_array_equal(dec.predict(X), dec.labels_)
+        np.testing.assert_array_equal(dec.predict_proba(X).argmax(1), dec.labels_)
+
+
+@pytest.mark.gpu
+@no_gpu
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+def test_steps_on_a_gpu_never_wait(digits, autocast, cuda_graphs, monkeypatch):
+    step = Run._step
+
+    def watched(run):
+        # To capture a step is to wait; each stage has two sizes of batch, both in its first pass.
+        if run.settings.capture is None or run.update >= 8:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(run)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Run, "_step", watched)
+    settings = {**SMALL, "layer_updates": 20}
+    DEC(10, **settings, autocast=autocast, cuda_graphs=cuda_graphs, device="cuda").fit(digits.X)
+
+
+@pytest.mark.gpu
+@no_gpu
+@pytest.mark.parametrize("first", ["cpu", "cuda"])
+def test_a_fit_goes_on_on_another_device(digits, tmp_path, first):
+    path = tmp_path / "checkpoint"
+    for update in (0, 16):
+        dec = DEC(10, **SMALL, device=first, checkpoint=path)
+        dec.callbacks = [interrupt("cluster", update)]
+        with pytest.raises(KeyboardInterrupt):
+            dec.fit(digits.X)
+        other = "cpu" if first == "cuda" else "cuda"
+        dec = DEC(10, **SMALL, device=other, checkpoint=path).fit(digits.X, resume=True)
+        assert dec.n_iter_ == 5 + 5 + 30 + 24
+        assert {p.device.type for p in dec.network_.parameters()} == {other}
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_resumed_fit_on_a_gpu_is_the_uninterrupted_one(digits):
+    whole = DEC(10, **SMALL, device="cuda").fit(digits.X)
+    dec = DEC(10, **SMALL, device="cuda", callbacks=[interrupt("pretrain-2", 5)])
+    with pytest.raises(KeyboardInterrupt):
+        dec.fit(digits.X)
+    dec.callbacks = ()
+    dec.fit(digits.X, resume=True)
+    np.testing.assert_array_equal(dec.labels_, whole.labels_)
+    np.testing.assert_allclose(dec.cluster_centers_, whole.cluster_centers_, atol=1e-4)
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_a_model_moves_between_devices(fitted, digits, tmp_path):
+    fitted.save(tmp_path / "model")
+    loaded = DEC.load(tmp_path / "model", device="cuda")
+    assert (loaded.predict(digits.X) == fitted.labels_).mean() > 0.999
+    loaded.save(tmp_path / "again")
+    np.testing.assert_array_equal(
+        DEC.load(tmp_path / "again", device="cpu").predict(digits.X), fitted.labels_
+    )
