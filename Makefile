@@ -34,6 +34,9 @@ demo: setup  ## cluster the handwritten digits that scikit-learn carries; writes
 	@$(BIN)/python -m deepclust fit digits --n-clusters 10 --out demo-report --overwrite \
 		--set 'hidden=[256, 512]'
 
+# Where the interpreter runs what a GPU would: it is slow, and takes these alone.
+INTERPRETED := $(addprefix tests/test_,$(addsuffix .py,assign frequencies targets target_loss \
+	kmeans_assign kmeans_update kmeans_loss contract triton))
 test: lint types layers doctest  ## every check: lint, types, imports, examples, tests with and without the extension
 	@$(BIN)/python -c 'import torch, deepclust._C' || \
 		{ echo "test: the extension is not built; make test checks it too and needs a C++ compiler"; exit 1; }
@@ -41,8 +44,10 @@ test: lint types layers doctest  ## every check: lint, types, imports, examples,
 	@$(BIN)/python -m pytest -q
 	@echo "test: with the extension absent"
 	@DEEPCLUST_TEST_BLOCK=deepclust._C $(BIN)/python -m pytest -q
-	@echo "test: with triton blocked: its contract, until it has kernels"
+	@echo "test: with triton absent: what every primitive promises"
 	@DEEPCLUST_TEST_BLOCK=triton $(BIN)/python -m pytest -q tests/test_contract.py tests/test_dispatch.py
+	@echo "test: the triton kernels, in its interpreter"
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -k triton $(INTERPRETED)
 
 # A copy of the tree, so that the extension in use stays what it is. Python was not built for
 # sanitizers: their runtime, and the C++ one that it wraps, have to be loaded before all else. A fork
@@ -86,7 +91,7 @@ layers: setup  ## which module may import which
 
 doctest: setup  ## run the examples of the docstrings
 	@echo "doctest: examples"
-	@$(BIN)/python -m pytest -q --doctest-modules --ignore-glob='*/_triton.py' deepclust
+	@$(BIN)/python -m pytest -q --doctest-modules --ignore-glob='*/_triton*.py' deepclust
 
 format: setup  ## rewrite the sources in the common style
 	@$(BIN)/ruff check -q --fix-only $(SOURCES)

@@ -36,7 +36,7 @@ def check_against_oracle(case: Case, backend: str) -> None:
     u = budget.roundoff(case.z.dtype)
     shape = reference.assign(z, head).shape
     rng = torch.Generator().manual_seed(9)
-    dq = torch.randn(shape, generator=rng, dtype=torch.float64).to(case.z.dtype)
+    dq = torch.randn(shape, generator=rng, dtype=torch.float64).to(case.z)
 
     def compute(backend: str) -> dict[str, Tensor]:
         leaves = case.leaves()

@@ -16,7 +16,7 @@ import torch
 
 BACKENDS = ("eager", "cpp", "triton")
 PRECISIONS = ("exact", "fast")
-OLDEST_TRITON = (3, 3)  # the first whose `tl.dot` takes float64
+OLDEST_TRITON = (3, 5)  # the first whose `tl.dot` takes float64
 
 # One namespace for every operator; the folders define theirs on it when they are imported.
 LIBRARY = torch.library.Library("deepclust", "DEF")

@@ -1,0 +1,271 @@
+"""What is particular to the Triton kernels: dispatch, precision, the order of programs.
+
+Their values and gradients are in the tests of each primitive, which `TRITON_INTERPRET=1` runs over
+them too; what they compile to is in test_inspect.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import deepclust
+from deepclust import functional as F
+from deepclust.kernels import _dispatch, _launch, _tiles
+from tests import test_assign, test_frequencies, test_target_loss
+from tests.cases import (
+    DTYPES,
+    HALVES,
+    HEADS,
+    ONE_OF_EACH,
+    PRIMITIVES,
+    SHAPES,
+    gradients,
+    make_case,
+    random_target,
+)
+from tests.test_contract import CALLS, Call
+
+KERNELS = [name for name in PRIMITIVES if name != "gaussian_kl"]
+INTERPRETED = pytest.mark.skipif(
+    not _dispatch.interprets_triton(), reason="runs where TRITON_INTERPRET=1"
+)
+COMPILED = pytest.mark.skipif(
+    _dispatch.interprets_triton(), reason="runs where Triton does not interpret"
+)
+INSTALLED = pytest.mark.skipif(
+    _dispatch.why_no_triton() is not None, reason="Triton is not installed"
+)
+
+
+@pytest.fixture
+def fresh_dispatch() -> Iterator[None]:
+    """Nothing that was found out before counts, nor what the test finds out after it."""
+    cached = (
+        _dispatch.triton_version,
+        _dispatch.why_no_triton,
+        _dispatch._why_not,
+        _dispatch._resolve,
+        _dispatch._warn_slow,
+    )
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+# --- dispatch ----------------------------------------------------------------------------------
+
+
+@INSTALLED
+@pytest.mark.parametrize("primitive", KERNELS)
+def test_a_gpu_gets_triton(primitive: str) -> None:
+    assert _dispatch._resolve(primitive, "auto", "cuda") == "triton"
+    assert _dispatch._resolve(primitive, "auto", "cpu") != "triton"
+    assert _dispatch._resolve(primitive, "auto", "mps") == "eager"
+
+
+@pytest.mark.usefixtures("fresh_dispatch")
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [(None, "not installed: pip install"), ("2.3.1", "2.3.1 is too old"), ("3.4.0", "too old")],
+)
+def test_without_a_fit_triton_a_gpu_gets_eager_and_one_warning(
+    monkeypatch: pytest.MonkeyPatch, version: str | None, words: str
+) -> None:
+    monkeypatch.setattr(_dispatch, "triton_version", lambda: version)
+    with pytest.warns(RuntimeWarning, match=words) as caught:
+        chosen = {_dispatch._resolve(primitive, "auto", "cuda") for primitive in KERNELS}
+    assert chosen == {"eager"}
+    assert len(caught) == 1
+    for primitive in KERNELS:
+        with pytest.raises(RuntimeError, match=rf"^backend='triton' cannot run .*{words}"):
+            _dispatch._resolve(primitive, "triton", "cuda")
+    assert words.split(":")[0] in deepclust.backends()["triton"]
+
+
+@INSTALLED
+@COMPILED
+@pytest.mark.parametrize(
+    "call", [c for c in CALLS.values() if c.primitive in KERNELS], ids=lambda call: call.primitive
+)
+def test_compiled_triton_refuses_cpu_tensors(call: Call) -> None:
+    with pytest.raises(RuntimeError, match=r"^backend='triton' cannot run .*'cpu'.*TRITON_INTER"):
+        call.run(**call.tensors(), backend="triton")
+
+
+# --- the order of programs ---------------------------------------------------------------------
+
+
+def results(kind: str, shape: tuple[int, int, int]) -> list[Tensor]:
+    """All that the heads' kernels and k-means give."""
+    n, _, k = shape
+    case = make_case(kind, shape).leaves()
+    found = []
+    for target in (
+        random_target(n, k, torch.float32),
+        F.freeze_target(case.z.detach(), case.head, frequencies=torch.ones(k), backend="eager"),
+    ):
+        loss = F.target_loss(case.z, case.head, target, backend="triton")
+        found += [loss.detach(), *gradients(loss, case).values()]
+    q = F.assign(case.z, case.head, backend="triton")
+    found += [q.detach(), *gradients(q, case, torch.ones_like(q)).values()]
+    z = case.z.detach()
+    found += F.frequencies(z, case.head, backend="triton")[:2]
+    found.append(F.dec_target(q.detach(), backend="triton"))
+    labels, sq_dist = F.kmeans_assign(z, z[:k], backend="triton")
+    found += [labels, sq_dist, *F.kmeans_update(z, labels, k, backend="triton")]
+    return found
+
+
+@INTERPRETED
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+@pytest.mark.parametrize("shape", [(300, 5, 10), (200, 40, 70)], ids=["one_tile", "tiles"])
+def test_triton_results_do_not_depend_on_the_order_of_programs(
+    monkeypatch: pytest.MonkeyPatch, kind: str, shape: tuple[int, int, int]
+) -> None:
+    from triton.runtime import interpreter
+
+    forwards = results(kind, shape)
+    grids: list[range] = []
+
+    def reversed_range(*bounds: int) -> Iterator[int]:
+        grids.append(range(*bounds))
+        return reversed(grids[-1])
+
+    # The grid's loops are the only ones in that file's `GridExecutor`.
+    monkeypatch.setattr(interpreter, "range", reversed_range, raising=False)
+    backwards = results(kind, shape)
+    monkeypatch.undo()
+    assert any(len(grid) > 1 for grid in grids)
+    for a, b in zip(forwards, backwards, strict=True):
+        assert torch.equal(a, b)
+
+
+@INTERPRETED
+def test_triton_cuts_long_inputs_into_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows beyond SEGMENT_ROWS go through in another launch, with the same result."""
+    case = make_case("gaussian", (150, 4, 70), torch.float64).leaves()
+    q = torch.rand(150, 70, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole, cut = [], []
+    for found, rows in ((whole, 1 << 21), (cut, 64)):
+        monkeypatch.setattr(_launch, "SEGMENT_ROWS", rows)
+        loss = F.target_loss(case.z, case.head, q, backend="triton")
+        found += [loss.detach(), *gradients(loss, case).values()]
+        assigned = F.assign(case.z, case.head, backend="triton")
+        found += gradients(assigned, case, q).values()
+        found += F.frequencies(case.z.detach(), case.head, backend="triton")[:2]
+    for a, b in zip(whole, cut, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+# --- precision: what the interpreter cannot show ------------------------------------------------
+
+
+def parts(x: np.ndarray, bits: int, count: int) -> list[np.ndarray]:
+    """x as a sum of `count` numbers of `bits` significant bits each, and what is left goes."""
+    found = []
+    rest = x.astype(np.float64)
+    for _ in range(count):
+        mantissa, exponent = np.frexp(rest)
+        found.append(np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits))
+        rest = rest - found[-1]
+    return found
+
+
+def product_error(bits: int, count: int) -> float:
+    """The largest error of a product of such parts, the smallest terms left out, over its size."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((64, 128)).astype(np.float32).astype(float) for _ in range(2))
+    split_x, split_y = parts(x, bits, count), parts(y, bits, count)
+    product = sum(
+        split_x[i] @ split_y[j].T for i in range(count) for j in range(count) if i + j < count
+    )
+    size = np.abs(x) @ np.abs(y).T
+    return float((np.abs(product - x @ y.T) / size).max())
+
+
+def test_exact_products_are_of_the_grade_of_float32() -> None:
+    """3xTF32 errs as float32's own rounding does; TF32 and bf16x3 do not, and are not exact."""
+    u = 2.0**-24
+    assert product_error(11, 2) < 2 * u  # TF32 has 11 bits: two parts, three products
+    assert product_error(11, 1) > 100 * u
+    assert product_error(8, 2) > 10 * u  # bfloat16 has 8: two parts, three products (bf16x3)
+
+
+@pytest.mark.parametrize("chip", _tiles.CHIPS.values(), ids=lambda chip: chip.name)
+def test_precision_is_what_the_chip_has(chip: _tiles.Chip) -> None:
+    exact = _tiles.precision_for("exact", chip, torch.float32)
+    assert exact == ("tf32x3" if chip.is_nvidia else "ieee")
+    assert _tiles.precision_for("fast", chip, torch.float64) == "ieee"
+
+
+# --- tiles -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, _, _ in _tiles.TABLE}))
+@pytest.mark.parametrize(
+    "chip",
+    [*_tiles.CHIPS.values(), _tiles.INTERPRETER, _tiles.Chip("sm_75", 48 << 10)],
+    ids=lambda chip: chip.name,
+)
+def test_tiles_fit(kind: str, chip: _tiles.Chip) -> None:
+    for d in (1, 10, 64, 5000):
+        for k in (1, 10, 5000):
+            for itemsize in (4, 8):
+                tiles = _tiles.tiles_for(kind, chip, d, k, itemsize)
+                assert tiles.stages * (tiles.n + tiles.k) * tiles.d * itemsize <= chip.shared
+                assert all(math.log2(size) % 1 == 0 for size in tiles[:4])
+                assert min(tiles[:3]) >= 16  # of matrix instructions
+
+
+# --- where there is a GPU ------------------------------------------------------------------------
+
+ON_A_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+]
+GPU_SHAPES = {**SHAPES, "wide": (500, 200, 70), "tiles": (3000, 64, 300)}
+
+
+def gpu(test: Any) -> Any:
+    for mark in ON_A_GPU:
+        test = mark(test)
+    return test
+
+
+@gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("shape", GPU_SHAPES.values(), ids=GPU_SHAPES.keys())
+def test_heads_on_a_gpu(kind: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    case = make_case(kind, shape, dtype).map(Tensor.cuda)
+    test_assign.check_against_oracle(case, "triton")
+    test_frequencies.check_against_oracle(case, "triton")
+    p = random_target(shape[0], shape[2], dtype).cuda()
+    test_target_loss.check_against_oracle(case, test_target_loss.given_target(p), "triton")
+    if shape[0]:
+        old = make_case(kind, shape, dtype, seed=5).map(Tensor.cuda)
+        target = test_target_loss.frozen_target(old)
+        test_target_loss.check_against_oracle(case, target, "triton")
+
+
+@gpu
+@pytest.mark.parametrize("dtype", [*DTYPES, *HALVES])
+@pytest.mark.parametrize("name", [name for name, c in CALLS.items() if c.primitive in KERNELS])
+def test_every_call_on_a_gpu(name: str, dtype: torch.dtype) -> None:
+    call = CALLS[name]
+    tensors = {name: value.cuda() for name, value in call.tensors(dtype).items()}
+    found = call.results(tensors, backend="triton")
+    exact = call.results(tensors, backend="eager")
+    for a, b in zip(found, exact, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(found, call.results(tensors), strict=True))
