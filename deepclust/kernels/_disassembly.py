@@ -21,7 +21,7 @@ _GCN_LABEL = re.compile(r"(\.LBB\w+):")
 
 
 class Instruction(NamedTuple):
-    """One machine instruction; `target` is a label, `ends` says that the next one is not reached."""
+    """One machine instruction: where it may jump to, and whether it never goes on to the next."""
 
     name: str
     target: str | None = None
@@ -75,13 +75,12 @@ def parse_sass(text: str) -> Code:
             code.labels[label[1]] = len(code.instructions)
         elif found := _SASS.match(line):
             guard, name, operands = found.groups()
+            kind = name.split(".")[0]
             # A call of a label within the kernel is a jump that wants all threads together.
-            jumps = name.startswith(("BRA", "CALL"))
-            target = _SASS_TARGET.search(operands) if jumps else None
+            target = _SASS_TARGET.search(operands) if kind in ("BRA", "CALL") else None
             # `BRA.U UP0, ...` has its condition among the operands.
             always = not guard and (target is None or not operands[: target.start()].strip())
-            ends = always and name.split(".")[0] in ("BRA", "EXIT", "RET", "BRX", "JMX")
-            ends = ends or (always and target is not None)
+            ends = always and (target is not None or kind in ("EXIT", "RET", "BRX", "JMX"))
             code.instructions.append(Instruction(name, target[1] if target else None, ends))
     return code
 
@@ -110,7 +109,7 @@ def loops(code: Code) -> Loop:
     through. So a rare case that the compiler moved to the end and that branches back is none. What
     no way leads to is left out: padding, and subroutines such as slow divisions.
     """
-    starts, blocks, successors = _blocks(code)
+    blocks, successors = _blocks(code)
     dominators = _dominators(successors)
     bodies: dict[int, set[int]] = {}
     for tail, heads in enumerate(successors):
@@ -130,7 +129,7 @@ def _nest(body: set[int], inside: list[set[int]], blocks: list[list[str]]) -> Lo
         inside = [other for other in inside if not other <= outer]
         own -= outer
     names = [name for block in sorted(own) for name in blocks[block]]
-    # A wait for a barrier is a loop to the machine, and takes one turn where nothing is late.
+    # A wait is a loop to the machine, and takes one turn where nothing is late.
     for loop in [loop for loop in inner if _waits(loop)]:
         inner.remove(loop)
         names += loop.names
@@ -138,11 +137,12 @@ def _nest(body: set[int], inside: list[set[int]], blocks: list[list[str]]) -> Lo
 
 
 def _waits(loop: Loop) -> bool:
-    return not loop.inner and len(loop.names) <= 8 and any("TRYWAIT" in n for n in loop.names)
+    waits = any("TRYWAIT" in name or name == "NANOSLEEP" for name in loop.names)
+    return waits and len(loop.names) <= 8 and not loop.inner
 
 
-def _blocks(code: Code) -> tuple[list[int], list[list[str]], list[list[int]]]:
-    """Where straight runs of instructions start, the names in each, and which follow it."""
+def _blocks(code: Code) -> tuple[list[list[str]], list[list[int]]]:
+    """The names in each straight run of instructions, and which runs may follow it."""
     cuts = {0, *code.labels.values()}
     cuts.update(i + 1 for i, x in enumerate(code.instructions) if x.target or x.ends)
     starts = sorted(cut for cut in cuts if cut < len(code.instructions))
@@ -155,7 +155,7 @@ def _blocks(code: Code) -> tuple[list[int], list[list[str]], list[list[int]]]:
         if run[-1].target in code.labels:
             after.append(code.labels[run[-1].target])
         successors.append([number[place] for place in after if place in number])
-    return starts, blocks, successors
+    return blocks, successors
 
 
 def _dominators(successors: list[list[int]]) -> list[int]:
@@ -254,18 +254,14 @@ def _ranges(
         if depth <= 0:
             break
         if match := _DEFINED.search(line):
-            _define(*match.groups(), known, fixed, grid)
+            _define(match, known, fixed, grid)
     return found
 
 
 def _define(
-    name: str,
-    operation: str,
-    operands: str,
-    known: dict[str, int],
-    fixed: set[str],
-    grid: Mapping[str, int],
+    match: re.Match[str], known: dict[str, int], fixed: set[str], grid: Mapping[str, int]
 ) -> None:
+    name, operation, operands = match.groups()
     if operation == "constant":
         if re.fullmatch(r"-?\d+", operands):
             known[name] = int(operands)
@@ -288,22 +284,28 @@ def _define(
         fixed.add(name)
 
 
-def executed(kernel: Loop, turns: Sequence[Range]) -> int | None:
+def executed(kernel: Loop, turns: Sequence[Range], whole: bool = False) -> int | None:
     """How many instructions a program executes, or None where the loops do not agree.
 
     Both sides of a branch count, and so does what a predicate switches off.
+
+    Args:
+        kernel: The machine code.
+        turns: The loops of Triton's IR.
+        whole: Whether it is known that no loop was unrolled in part. A loop of constant length
+            that was shows nothing of it; one of another length leaves a second loop for the rest.
     """
-    total = _executed(kernel, turns)
-    return _executed(kernel, _unrolled(turns)) if total is None else total
+    total = _executed(kernel, turns, whole)
+    return _executed(kernel, _unrolled(turns), whole) if total is None else total
 
 
-def _executed(loop: Loop, turns: Sequence[Range]) -> int | None:
+def _executed(loop: Loop, turns: Sequence[Range], whole: bool) -> int | None:
     if len(loop.inner) != len(turns):
         return None
     total = len(loop.names)
     for inner, turn in zip(loop.inner, turns, strict=True):
-        once = _executed(inner, turn.inner)
-        if once is None or turn.trips is None:
+        once = _executed(inner, turn.inner, whole)
+        if once is None or turn.trips is None or (turn.fixed and not whole):
             return None
         total += once * turn.trips
     return total

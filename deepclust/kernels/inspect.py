@@ -147,12 +147,10 @@ def _check(what: str, names: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _check_triton() -> None:
-    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
-        raise RuntimeError(
-            "TRITON_INTERPRET is set: Triton compiles nothing in a process that interprets"
-        )
-    if _dispatch.triton_version() is None:
-        raise RuntimeError("inspect needs Triton: pip install 'deepclust[triton]'")
+    if (why_not := _dispatch.why_no_triton()) is not None:
+        raise RuntimeError(why_not)
+    if _dispatch.interprets_triton():
+        raise RuntimeError("TRITON_INTERPRET is set: where Triton interprets, it compiles nothing")
 
 
 # --- cases -------------------------------------------------------------------------------------
@@ -292,9 +290,40 @@ def _inspect_one(
             if compiled.hash not in seen:
                 seen.add(compiled.hash)
                 rows.append(_row(row, launch, compiled, chip, case.units))
-    if primitive == "kmeans_assign" and chip.is_nvidia:
-        rows += []
+    if primitive == "kmeans_assign":
+        rows += _flash_kmeans(chip)
     return rows
+
+
+# The GPUs for which flash-kmeans has settings of its own.
+_FLASH_GPUS = {"sm_80": "A100", "sm_90": "H100"}
+
+
+def _flash_kmeans(chip: Chip) -> list[Row]:
+    """flash-kmeans' hard assignment of float32 with TF32 products, where it is installed."""
+    if chip.name not in _FLASH_GPUS or importlib.util.find_spec("flash_kmeans") is None:
+        return []
+    d, k = 64, 1000
+    row = Row(chip.name, "kmeans_assign", f"D={d} K={k} float32 fast", "flash-kmeans", "-")
+    try:
+        peer: Any = importlib.import_module("flash_kmeans.assign_euclid_triton")
+        settings = peer._arch_smallD_picker(_FLASH_GPUS[chip.name])(N, k, d, torch.float32)
+        settings = peer._fit_config_to_smem(settings, d, 4, chip.shared)
+        x, centroids = torch.zeros(1, N, d), torch.zeros(1, k, d)
+        norms, labels = (x[..., 0].clone(), centroids[..., 0].clone()), x[..., 0].int()
+        tensors = (x, centroids, *norms, labels)
+        strides = (stride for tensor in tensors for stride in tensor.stride())
+        launch = Launch(
+            peer._euclid_assign_kernel,
+            (N // settings["BLOCK_N"], 1),
+            (*tensors, 1, N, k, d, *strides),
+            {**settings, "D_PAD": peer._pad_d(d)},
+        )
+        compiled = compile_launch(launch)
+    except Exception as error:  # these names are not ours, and may be gone
+        return [dataclasses.replace(row, problems=(f"does not compile: {error!r}"[:200],))]
+    row = _row(dataclasses.replace(row, tiles=_tiles(launch)), launch, compiled, chip, N * k)
+    return [dataclasses.replace(row, problems=())]  # what it spills is no failure of ours
 
 
 def use(chip: Chip) -> None:
@@ -321,15 +350,7 @@ def _tiles(launch: Launch) -> str:
 
 
 def _row(row: Row, launch: Launch, compiled: Any, chip: Chip, units: int) -> Row:
-    if chip.is_nvidia:
-        registers, stack, code = _nvidia(compiled.asm["cubin"])
-        warps_by_registers = 4 * (16384 // (32 * _up(registers, 8)))
-    else:
-        text = compiled.asm["amdgcn"]
-        registers = _number(r"\.vgpr_count:\s+(\d+)", text)
-        stack = _number(r"\.private_segment_fixed_size:\s+(\d+)", text)
-        warps_by_registers = 4 * _number(r"; Occupancy:\s+(\d+)", text)
-        code = _disassembly.parse_gcn(text)
+    registers, stack, warps_by_registers, code = machine_code(compiled)
     names = [instruction.name for instruction in code.instructions]
     matrix = tuple(_disassembly.matrix_instructions(names))
     shared = compiled.metadata.shared
@@ -355,22 +376,45 @@ def _row(row: Row, launch: Launch, compiled: Any, chip: Chip, units: int) -> Row
     )
 
 
-def _nvidia(cubin: bytes) -> tuple[int, int, _disassembly.Code]:
-    """Registers, bytes of stack and code, by the tools that come with Triton."""
+class MachineCode(NamedTuple):
+    """What a kernel compiled to.
+
+    Attributes:
+        registers: Registers of a thread.
+        stack: Bytes of a thread's stack.
+        warps: For how many warps' registers a processor has room.
+        code: The instructions.
+    """
+
+    registers: int
+    stack: int
+    warps: int
+    code: _disassembly.Code
+
+
+def machine_code(compiled: Any) -> MachineCode:
+    """The machine code of a compiled kernel, by the tools that come with Triton."""
+    if "amdgcn" in compiled.asm:
+        text = compiled.asm["amdgcn"]
+        registers = _number(r"\.vgpr_count:\s+(\d+)", text)
+        stack = _number(r"\.private_segment_fixed_size:\s+(\d+)", text)
+        warps = 4 * _number(r"; Occupancy:\s+(\d+)", text)
+        return MachineCode(registers, stack, warps, _disassembly.parse_gcn(text))
     import triton
 
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
 
         def run(*command: str) -> str:
-            command = (str(tools / command[0]), *command[1:], file.name)
+            command = (str(tools / command[0]), *command[1:], str(cubin))
             return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
         usage, text = run("cuobjdump", "-res-usage"), run("nvdisasm", "-c")
     registers, stack = _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
-    return registers, stack, _disassembly.parse_sass(text)
+    warps = 4 * (16384 // (32 * _up(registers, 8)))
+    return MachineCode(registers, stack, warps, _disassembly.parse_sass(text))
 
 
 def _number(pattern: str, text: str) -> int:
@@ -386,13 +430,26 @@ def _instructions(
     values = dict(zip(launch.kernel.arg_names, launch.args, strict=False))
     numbers = {name: value for name, value in values.items() if type(value) is int}
     turns = _disassembly.ranges(compiled.asm["ttgir"], numbers, launch.grid)
-    executed = _disassembly.executed(_disassembly.loops(code), turns)
+    executed = _disassembly.executed(_disassembly.loops(code), turns, _whole(compiled, code))
     if executed is None:
         return None
     programs = 1
     for size in launch.grid:
         programs *= size
     return executed * threads * programs / units
+
+
+def _whole(compiled: Any, code: _disassembly.Code) -> bool:
+    """Whether it is sure that no loop was unrolled in part.
+
+    LLVM marks those that it has unrolled; ptxas does not, but would then repeat the matrix
+    instructions that PTX has.
+    """
+    if "llvm.loop.unroll.disable" in compiled.asm["llir"] or "ptx" not in compiled.asm:
+        return False
+    in_ptx = len(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)\.", compiled.asm["ptx"]))
+    names = [instruction.name for instruction in code.instructions]
+    return 0 < in_ptx == sum(bool(_disassembly.matrix_instructions([name])) for name in names)
 
 
 # --- occupancy ---------------------------------------------------------------------------------
@@ -454,8 +511,10 @@ def _up(value: int, multiple: int) -> int:
 
 # --- the command -------------------------------------------------------------------------------
 
-_TITLES = ("target", "kernel", "case", "tiles", "regs", "stack", "shared", "matrix")
-_TITLES += ("occupancy", "instr", "")
+_TITLES = (
+    *("target", "kernel", "case", "tiles", "regs", "stack", "shared", "matrix", "occupancy"),
+    *("instr", ""),
+)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -508,7 +567,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report=lambda line: print(line, file=sys.stderr, flush=True),
         )
     except (ValueError, RuntimeError) as error:
-        parser.error(str(error))
+        print(f"inspect: {error}", file=sys.stderr)
+        return 2
     if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     else:
