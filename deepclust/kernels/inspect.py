@@ -65,6 +65,7 @@ PRIMITIVES = (
 )
 HEADS = ("student_t", "student_t nu=3", "linear", "gaussian")
 SHAPES = ((10, 10), (64, 1000), (128, 4096), (768, 1000))  # (D, K)
+VARIANTS = ((torch.bfloat16, "exact"), (torch.float64, "exact"), (torch.float32, "fast"))
 N = 1 << 14
 
 
@@ -106,6 +107,7 @@ def inspect(
     primitives: Sequence[str] = PRIMITIVES,
     heads: Sequence[str] = HEADS,
     shapes: Sequence[tuple[int, int]] = SHAPES,
+    variants: Sequence[tuple[torch.dtype, str]] = VARIANTS,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
     """Compile the kernels for each target, in other processes.
@@ -114,7 +116,8 @@ def inspect(
         targets: Names of chips, as in `_tiles.CHIPS`.
         primitives: Which of `PRIMITIVES`.
         heads: Which of `HEADS`.
-        shapes: Pairs (D, K).
+        shapes: Pairs (D, K), at least two.
+        variants: Other types and precisions for the first head and the second shape.
         report: Called with a line of progress after each target and primitive.
 
     Returns:
@@ -133,7 +136,7 @@ def inspect(
     # Processes that have not started Triton: a compiler that has looked for its GPU keeps it.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(os.cpu_count() or 1, len(tasks)), context) as pool:
-        work = partial(_inspect_one, heads=tuple(heads), shapes=tuple(shapes))
+        work = partial(_inspect_one, chosen=(tuple(heads), tuple(shapes), tuple(variants)))
         for task, found in zip(tasks, pool.map(work, tasks), strict=True):
             rows += found
             report(f"{task[0]} {task[1]}: {len(found)} kernels")
@@ -151,6 +154,11 @@ def _check_triton() -> None:
         raise RuntimeError(why_not)
     if _dispatch.interprets_triton():
         raise RuntimeError("TRITON_INTERPRET is set: where Triton interprets, it compiles nothing")
+
+
+def has_kernels(primitive: str) -> bool:
+    """Whether this version has Triton kernels for a primitive."""
+    return importlib.util.find_spec(f"deepclust.kernels.{primitive}._triton") is not None
 
 
 # --- cases -------------------------------------------------------------------------------------
@@ -171,19 +179,24 @@ class Case(NamedTuple):
 
 
 def cases(
-    primitive: str, heads: Sequence[str] = HEADS, shapes: Sequence[tuple[int, int]] = SHAPES
+    primitive: str,
+    heads: Sequence[str] = HEADS,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    variants: Sequence[tuple[torch.dtype, str]] = VARIANTS,
+    n: int = N,
 ) -> Iterator[Case]:
-    """The representative calls of a primitive's Triton functions, on CPU tensors."""
+    """The representative calls of a primitive's Triton functions, on CPU tensors.
+
+    All heads and shapes in float32; then each variant, with the first head and the second shape.
+    """
     kernel = importlib.import_module(f"deepclust.kernels.{primitive}._triton")
     settings = [(shape, torch.float32, "exact") for shape in shapes]
-    settings += [(shapes[min(1, len(shapes) - 1)], torch.bfloat16, "exact")]
-    settings += [(shapes[min(1, len(shapes) - 1)], torch.float64, "exact")]
-    settings += [(shapes[min(1, len(shapes) - 1)], torch.float32, "fast")]
+    settings += [(shapes[1], dtype, precision) for dtype, precision in variants]
     for (d, k), dtype, precision in settings:
         usual = dtype == torch.float32 and precision == "exact"
         name = f"D={d} K={k} {str(dtype).removeprefix('torch.')}"
         name += "" if precision == "exact" else f" {precision}"
-        z = torch.zeros(N, d, dtype=dtype)
+        z = torch.zeros(n, d, dtype=dtype)
         if primitive in ("assign", "frequencies", "target_loss"):
             for form in heads if usual else heads[:1]:
                 made = _head(form, d, k, z.to(torch.float32 if z.itemsize == 2 else dtype))
@@ -264,17 +277,15 @@ class _Driver:
         return torch.device("cpu")
 
 
-def _inspect_one(
-    task: tuple[str, str], heads: Sequence[str], shapes: Sequence[tuple[int, int]]
-) -> list[Row]:
+def _inspect_one(task: tuple[str, str], chosen: tuple[Any, ...]) -> list[Row]:
     target, primitive = task
-    if importlib.util.find_spec(f"deepclust.kernels.{primitive}._triton") is None:
+    if not has_kernels(primitive):
         return []
     chip = CHIPS[target]
     use(chip)
     rows: list[Row] = []
     seen: set[str] = set()
-    for case in cases(primitive, heads, shapes):
+    for case in cases(primitive, *chosen):
         with pretend(chip), recording() as launches:
             case.run()
         for launch in launches:
