@@ -146,7 +146,8 @@ def origin_of(centroids: Tensor) -> Tensor:
     """The coordinates' median (D,) over up to 31 of the centroids, evenly spaced."""
     some = centroids[:: cdiv(centroids.shape[0], 31)]
     # sort, not median: torch's has no deterministic form on CUDA.
-    return some.sort(0).values[(len(some) - 1) // 2].contiguous()
+    # Its own memory: Triton compiles once more for rows that start where others do not.
+    return some.sort(0).values[(len(some) - 1) // 2].clone()
 
 
 # --- points and weights ------------------------------------------------------------------------
