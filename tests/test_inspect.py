@@ -364,11 +364,11 @@ def test_tune_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
 
 def test_tuning_overrides_the_table() -> None:
     tiles = Tiles(32, 16, 16, 8, 1)
-    before = tiles_for("product", INTERPRETER, 64)
+    before = tiles_for("product", INTERPRETER, 64, 64)
     with override("product", tiles):
-        assert tiles_for("product", INTERPRETER, 64) == tiles
-        assert tiles_for("gradient", INTERPRETER, 64) != tiles
-    assert tiles_for("product", INTERPRETER, 64) == before
+        assert tiles_for("product", INTERPRETER, 64, 64) == tiles
+        assert tiles_for("gradient", INTERPRETER, 64, 64) != tiles
+    assert tiles_for("product", INTERPRETER, 64, 64) == before
 
 
 def test_tuning_compares_with_eager() -> None:
