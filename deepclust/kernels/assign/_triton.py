@@ -101,7 +101,7 @@ def _load_w(
     return to_product(ds, key, NU, FORM)
 
 
-@triton.jit(do_not_specialize=["n", "k", "n_parts"])
+@triton.jit(do_not_specialize=["n", "k", "stride_dqn", "n_parts"])
 def _assign_bwd_kernel(
     q_ptr, dq_ptr, stride_dqn, stride_dqk,
     z_ptr, stride_zn, stride_zd,
@@ -137,7 +137,7 @@ def _assign_bwd_kernel(
     store_sums(total, sums, squares, totals_ptr, sums_ptr, part, offs_k, k, d, FORM, BLOCK_D, True)
 
 
-@triton.jit(do_not_specialize=["n", "k"])
+@triton.jit(do_not_specialize=["n", "k", "stride_dqn"])
 def _assign_bwd_dz_kernel(
     q_ptr, dq_ptr, stride_dqn, stride_dqk,
     z_ptr, stride_zn, stride_zd,
@@ -173,7 +173,7 @@ def _assign_bwd_dz_kernel(
         store_points(dz, dz_ptr, offs_n, n, d, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["n", "k", "n_parts"])
+@triton.jit(do_not_specialize=["n", "k", "stride_dqn", "n_parts"])
 def _assign_bwd_sums_kernel(
     q_ptr, dq_ptr, stride_dqn, stride_dqk,
     z_ptr, stride_zn, stride_zd,
