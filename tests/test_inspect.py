@@ -32,7 +32,7 @@ from deepclust.kernels._disassembly import (
 from deepclust.kernels._tiles import CHIPS, INTERPRETER, Tiles, override, tiles_for
 from tests.compiled import ONCE, ROOT
 
-CHECKED = ("sm_80", "sm_90", "gfx942")
+CHECKED = ("sm_90", "gfx942")
 NEEDS_TRITON = pytest.mark.skipif(
     (why := _dispatch.why_no_triton()) is not None, reason=f"triton: {why}"
 )
