@@ -149,7 +149,7 @@ def _gradient_to_scores(
 # --- kernels -----------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["n", "k", "n_parts"])
+@triton.jit(do_not_specialize=["n", "k", "stride_tn", "n_parts"])
 def _target_loss_kernel(
     z_ptr, stride_zn, stride_zd,
     a_ptr, b_ptr, offset_ptr, origin_ptr,
@@ -244,7 +244,7 @@ def _load_w(
     return to_product(ds, key, NU, FORM)
 
 
-@triton.jit(do_not_specialize=["n", "k"])
+@triton.jit(do_not_specialize=["n", "k", "stride_tn"])
 def _target_loss_rows_kernel(
     z_ptr, stride_zn, stride_zd,
     a_ptr, b_ptr, offset_ptr, origin_ptr,
@@ -307,7 +307,7 @@ def _target_loss_rows_kernel(
             store_points(dz, dz_ptr, offs_n, n, d, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["n", "k", "n_parts"])
+@triton.jit(do_not_specialize=["n", "k", "stride_tn", "n_parts"])
 def _target_loss_sums_kernel(
     z_ptr, stride_zn, stride_zd,
     a_ptr, b_ptr, offset_ptr, origin_ptr,
@@ -392,7 +392,7 @@ def forward(
         else:
             blocks = cdiv(n_rows, tiles.n)
             losses = loss.new_empty(blocks)
-            norms = torch.empty(2, n_rows, dtype=head.dtype, device=z.device).unbind()
+            norms = [torch.empty(n_rows, dtype=head.dtype, device=z.device) for _ in range(2)]
             launch(
                 _target_loss_rows_kernel, (blocks,), *inputs, losses, *norms, dz_rows,
                 n_rows, k, d, tiles=tiles, KL=kind == "kl", NEEDS_GRAD=needs_grad, WHOLE=whole,
