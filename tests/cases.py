@@ -57,6 +57,7 @@ def backends_for(primitive: str) -> tuple[str, ...]:
     """What runs `primitive` on the CPU here: `eager` first, and `auto` whatever it chooses.
 
     `eager` by name is torch's own derivative, the witness; `auto` is the fused path that users get.
+    Triton runs on the CPU in its interpreter only.
     """
     named = _dispatch.available(primitive)
     if not _dispatch.interprets_triton():
