@@ -62,6 +62,12 @@ def test_oracle(
 
 
 @backends
+@pytest.mark.parametrize("name", ["dec", "depict"])
+def test_wide_rows(backend: str, name: str) -> None:
+    check_against_oracle(name, make_q(3, 5000, torch.float32), backend)
+
+
+@backends
 @dtypes
 def test_prior(backend: str, dtype: torch.dtype) -> None:
     prior = make_prior(10, dtype)
