@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from deepclust import functional as F
+from deepclust.kernels import _tiles
 from deepclust.kernels.kmeans_assign.op import assign_and_update
 from tests import budget, reference
 from tests.cases import DTYPES, LAYOUTS, SHAPES, as_numpy, backends_for, judge, lay_out
 
 backends = pytest.mark.parametrize("backend", backends_for("kmeans_update"))
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
+interpreted = pytest.mark.skipif(
+    "triton" not in backends_for("kmeans_update"), reason="Triton's interpreter is off"
+)
 weighted = pytest.mark.parametrize("weighted", [False, True])
 
 
@@ -83,6 +87,14 @@ def test_any_strides(backend: str, weighted: bool, layout: str) -> None:
         x = lay_out(x, layout)
         weight = lay_out(weight, "strided")
     check_against_oracle(x, strided[:, 1], 10, weight if weighted else None, backend)
+
+
+@backends
+@dtypes
+def test_a_cluster_with_most_of_the_rows(backend: str, dtype: torch.dtype) -> None:
+    x, labels, weight = make_rows((3001, 5, 100), dtype)
+    labels[500:] = 42
+    check_against_oracle(x, labels, 100, weight, backend)
 
 
 @backends
@@ -159,6 +171,27 @@ def test_labels_out_of_range(backend: str, value: int) -> None:
     labels[5] = value
     with pytest.raises(ValueError, match=rf"^labels: .*{value}"):
         F.kmeans_update(x, labels, 10, backend=backend)
+
+
+@interpreted
+@pytest.mark.parametrize("k", [10, 100])
+def test_labels_out_of_range_belong_nowhere(k: int) -> None:
+    """On a GPU nothing looks at labels; those that are none must not be written to, either."""
+    x, labels, weight = make_rows((127, 11, k), torch.float32)
+    expected = F.kmeans_update(x[3:], labels[3:], k, weight[3:], backend="triton")
+    labels[:3] = torch.tensor([-1, k, (1 << 33) + 3])
+    found = F.kmeans_update(x, labels, k, weight, backend="triton", check=False)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@interpreted
+@pytest.mark.parametrize("chip", _tiles.CHIPS)
+@pytest.mark.parametrize("k", [10, 33, 100])
+def test_tiles_of_every_chip(chip: str, k: int) -> None:
+    x, labels, weight = make_rows((300, 11, k), torch.float32)
+    with _tiles.pretend(_tiles.CHIPS[chip]):
+        check_against_oracle(x, labels, k, weight, "triton")
 
 
 def test_bad_arguments() -> None:

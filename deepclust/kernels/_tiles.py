@@ -65,25 +65,42 @@ class Tiles(NamedTuple):
 
 # (kind of work, chips, tiles). The first line that fits a chip's name, by its beginning, holds.
 #   "columns"  D <= DIRECT_WIDTH: one column of D at a time, in registers
-#   "product"  one matrix product over tiles of clusters: assign, frequencies, hard assignment
+#   "product"  one matrix product over tiles of clusters: assign, frequencies
+#   "nearest"  one matrix product whose least numbers stay in registers: hard assignment
 #   "gradient" products and their pull-back: the losses and every gradient
-#   "stream"   elements read once and written once: targets, k-means loss, sums
+#   "stream"   elements read once and written once: targets, k-means loss
+#   "sums"     rows added up by label, in a product with their one-hot matrix: for up to k clusters,
+#              n rows in each of up to as many groups as warps
+#   "pieces"   rows added up that are gathered through an order; no clusters
 TABLE: tuple[tuple[str, str, Tiles], ...] = (
     # The interpreter's time goes by operations, whatever their size; small N sees ragged edges.
     ("columns", "interpreter", Tiles(64, 64, 16, 4, 1)),
     ("product", "interpreter", Tiles(64, 64, 32, 4, 1)),
+    ("nearest", "interpreter", Tiles(64, 32, 32, 4, 1)),
     ("gradient", "interpreter", Tiles(64, 64, 32, 4, 1)),
     ("stream", "interpreter", Tiles(64, 64, 32, 4, 1)),
+    ("sums", "interpreter", Tiles(64, 64, 32, 4, 1)),
+    ("pieces", "interpreter", Tiles(8, 0, 64, 4, 1)),
     # 16 pairs a thread: enough work between two loads of a column, and about 70 registers.
     ("columns", "", Tiles(128, 16, 16, 4, 2)),
     # wgmma wants 64 rows for each of two warp groups.
     ("product", "sm_90", Tiles(128, 64, 32, 8, 3)),
     ("product", "sm_100", Tiles(128, 64, 32, 8, 3)),
     ("product", "", Tiles(64, 64, 32, 4, 2)),
+    ("nearest", "sm_90", Tiles(128, 64, 32, 8, 3)),
+    ("nearest", "sm_100", Tiles(128, 64, 32, 8, 3)),
+    ("nearest", "gfx", Tiles(64, 64, 32, 4, 2)),
+    # Operands of 32 columns in three parts, beside the least keys and their tiles, would spill.
+    ("nearest", "", Tiles(64, 64, 16, 4, 2)),
     ("gradient", "sm_90", Tiles(64, 32, 64, 4, 2)),
     ("gradient", "sm_100", Tiles(64, 32, 64, 4, 2)),
     ("gradient", "", Tiles(32, 32, 32, 4, 2)),
     ("stream", "", Tiles(128, 32, 32, 4, 2)),
+    # Past 64 clusters the product with ones and zeros costs more than a sort of the labels; 16 rows
+    # are what a warp's operands have registers for, beside the sums in float64.
+    ("sums", "", Tiles(16, 64, 32, 4, 1)),
+    # 32 rows in flight, as each address comes from the order first.
+    ("pieces", "", Tiles(32, 0, 128, 4, 2)),
 )
 
 DIRECT_WIDTH = 32  # up to here distances are sums of squared differences
