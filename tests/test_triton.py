@@ -222,8 +222,9 @@ def test_tiles_fit(kind: str, chip: _tiles.Chip) -> None:
             for itemsize in (4, 8):
                 tiles = _tiles.tiles_for(kind, chip, d, k, itemsize)
                 assert tiles.stages * (tiles.n + tiles.k) * tiles.d * itemsize <= chip.shared
-                assert all(math.log2(size) % 1 == 0 for size in tiles[:4])
-                assert min(tiles[:3]) >= 16  # of matrix instructions
+                sizes = tiles[:3] if tiles.k else (16, tiles.d)  # none of clusters
+                assert all(math.log2(size) % 1 == 0 for size in (*sizes, tiles.warps))
+                assert min(sizes) >= 16  # of matrix instructions
 
 
 # --- where there is a GPU ------------------------------------------------------------------------

@@ -67,7 +67,8 @@ class Tiles(NamedTuple):
 #   "columns"  D <= DIRECT_WIDTH: one column of D at a time, in registers
 #   "product"  one matrix product over tiles of clusters: assign, frequencies
 #   "nearest"  one matrix product whose least numbers stay in registers: hard assignment
-#   "gradient" products and their pull-back: the losses and every gradient
+#   "fused"    products and their pull-back in registers, for up to k clusters and d columns
+#   "gradient" products and their pull-back, for any number of clusters and columns
 #   "stream"   elements read once and written once: targets, k-means loss
 #   "sums"     rows added up by label, in a product with their one-hot matrix: for up to k clusters,
 #              n rows in each of up to as many groups as warps
@@ -77,6 +78,7 @@ TABLE: tuple[tuple[str, str, Tiles], ...] = (
     ("columns", "interpreter", Tiles(64, 64, 16, 4, 1)),
     ("product", "interpreter", Tiles(64, 64, 32, 4, 1)),
     ("nearest", "interpreter", Tiles(64, 32, 32, 4, 1)),
+    ("fused", "interpreter", Tiles(64, 32, 32, 4, 1)),
     ("gradient", "interpreter", Tiles(64, 64, 32, 4, 1)),
     ("stream", "interpreter", Tiles(64, 64, 32, 4, 1)),
     ("sums", "interpreter", Tiles(64, 64, 32, 4, 1)),
@@ -84,17 +86,22 @@ TABLE: tuple[tuple[str, str, Tiles], ...] = (
     # 16 pairs a thread: enough work between two loads of a column, and about 70 registers.
     ("columns", "", Tiles(128, 16, 16, 4, 2)),
     # wgmma wants 64 rows for each of two warp groups.
-    ("product", "sm_90", Tiles(128, 64, 32, 8, 3)),
-    ("product", "sm_100", Tiles(128, 64, 32, 8, 3)),
-    ("product", "", Tiles(64, 64, 32, 4, 2)),
+    ("product", "sm_90", Tiles(128, 64, 16, 8, 3)),
+    ("product", "sm_100", Tiles(128, 64, 16, 8, 3)),
+    ("product", "gfx", Tiles(64, 64, 32, 4, 2)),
+    # Operands of 32 columns in three parts, beside two products for the Gaussian, would spill.
+    ("product", "", Tiles(64, 32, 16, 4, 2)),
     ("nearest", "sm_90", Tiles(128, 64, 32, 8, 3)),
     ("nearest", "sm_100", Tiles(128, 64, 32, 8, 3)),
     ("nearest", "gfx", Tiles(64, 64, 32, 4, 2)),
     # Operands of 32 columns in three parts, beside the least keys and their tiles, would spill.
     ("nearest", "", Tiles(64, 64, 16, 4, 2)),
-    ("gradient", "sm_90", Tiles(64, 32, 64, 4, 2)),
-    ("gradient", "sm_100", Tiles(64, 32, 64, 4, 2)),
-    ("gradient", "", Tiles(32, 32, 32, 4, 2)),
+    ("fused", "", Tiles(32, 32, 32, 4, 2)),
+    # wgmma wants 64 rows; 32 columns at a time would spill, where the Gaussian has two products.
+    ("gradient", "sm_90", Tiles(64, 32, 16, 4, 2)),
+    ("gradient", "sm_100", Tiles(64, 32, 16, 4, 2)),
+    ("gradient", "gfx", Tiles(64, 32, 32, 4, 2)),
+    ("gradient", "", Tiles(32, 32, 16, 4, 2)),
     ("stream", "", Tiles(128, 32, 32, 4, 2)),
     # Past 64 clusters the product with ones and zeros costs more than a sort of the labels; 16 rows
     # are what a warp's operands have registers for, beside the sums in float64.
@@ -149,7 +156,7 @@ def _cuda_chip(index: int) -> Chip:
     return CHIPS.get(name, Chip(name, getattr(found, "shared_memory_per_block_optin", 64 << 10)))
 
 
-def tiles_for(kind: str, chip: Chip, d: int, k: int, itemsize: int = 4) -> Tiles:
+def tiles_for(kind: str, chip: Chip, d: int, k: int | None = None, itemsize: int = 4) -> Tiles:
     """The table's line for this work, no wider than D and K need, fitted to the chip."""
     lines = [(kind, "", tiles) for kind, tiles in reversed(_overrides)]
     tiles = next(
@@ -158,9 +165,9 @@ def tiles_for(kind: str, chip: Chip, d: int, k: int, itemsize: int = 4) -> Tiles
         if line == kind and chip.name.startswith(name)
     )
     # 16 is the least width of a matrix instruction.
-    tiles = tiles._replace(
-        d=min(tiles.d, max(16, power_of_2(d))), k=min(tiles.k, max(16, power_of_2(k)))
-    )
+    tiles = tiles._replace(d=min(tiles.d, max(16, power_of_2(d))))
+    if k is not None:
+        tiles = tiles._replace(k=min(tiles.k, max(16, power_of_2(k))))
     while itemsize * tiles.stages * (tiles.n + tiles.k) * tiles.d > chip.shared:
         if tiles.stages > 1:
             tiles = tiles._replace(stages=tiles.stages - 1)

@@ -79,10 +79,18 @@ class PackedHead:
         self.origin = None if isinstance(head, Linear) else origin
         self.args = (a, b, offset, self.origin)
 
-    def tiles(self, kind: str, chip: Chip) -> Tiles:
-        """The tiles for this head: `kind` is "product" or "gradient"."""
-        if self.direct and kind == "product":
-            kind = "columns"
+    def tiles(self, chip: Chip) -> Tiles:
+        """The tiles for what takes keys alone."""
+        return self._tiles("columns" if self.direct else "product", chip)
+
+    def gradient_tiles(self, chip: Chip) -> tuple[Tiles, bool]:
+        """The tiles for what pulls back, and whether one of them holds all clusters and columns."""
+        tiles = self._tiles("fused", chip)
+        if self.k <= tiles.k and self.d <= tiles.d:
+            return tiles, True
+        return self._tiles("gradient", chip), False
+
+    def _tiles(self, kind: str, chip: Chip) -> Tiles:
         return _tiles.tiles_for(kind, chip, self.d, self.k, self.head.dtype.itemsize)
 
     def constants(self, tiles: Tiles, chip: Chip, precision: str) -> dict[str, Any]:
@@ -113,21 +121,14 @@ class Sums:
         self.parts = parts_of(n, tiles.n, moments * k * d * dtype.itemsize)
         self.args = (
             torch.empty(self.parts, k, dtype=dtype, device=device),
-            empty_or_zeros((self.parts, moments, k, d), d, tiles, dtype, device),
+            # Where D is split, programs add to it.
+            torch.zeros(self.parts, moments, k, d, dtype=dtype, device=device),
         )
 
     def reduced(self) -> tuple[Tensor, Tensor]:
         """colsum(w) (K,) and the moments (1 or 2, K, D), the parts added in order, in float64."""
         totals, sums = self.args
         return totals.sum(0, dtype=torch.float64), sums.sum(0, dtype=torch.float64)
-
-
-def empty_or_zeros(
-    shape: tuple[int, ...], d: int, tiles: Tiles, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Memory for a result D wide: zeros where D is wider than a tile, and it is added to."""
-    make = torch.empty if d <= tiles.d else torch.zeros
-    return make(shape, dtype=dtype, device=device)
 
 
 def parameter_gradients(
@@ -373,112 +374,84 @@ def to_product(ds, key, NU: tl.constexpr, FORM: tl.constexpr):
 
 
 @triton.jit
-def start_sums(BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, dtype: tl.constexpr):
-    """colsum(w), w^T x and w^T x^2 of no points."""
-    zeros = tl.zeros((BLOCK_K, BLOCK_D), dtype)
-    return tl.zeros((BLOCK_K,), dtype), zeros, zeros
+def gradient_to_points(w, x, a, b, FORM: tl.constexpr, PRECISION: tl.constexpr):
+    """What a tile of clusters, w (BLOCK_N, BLOCK_K), gives to dz (BLOCK_N, BLOCK_D)."""
+    product = tl.dot(w, a, input_precision=PRECISION, out_dtype=w.dtype)
+    if FORM == "gaussian":
+        product += 2 * x * tl.dot(w, b, input_precision=PRECISION, out_dtype=w.dtype)
+    elif FORM != "linear":
+        product = tl.sum(w, 1)[:, None] * x - product
+    return product
+
+
+@triton.jit
+def add_to_sums(sums, w, x, PRECISION: tl.constexpr):
+    """sums (BLOCK_K, BLOCK_D) and w^T x."""
+    return tl.dot(tl.trans(w), x, sums, input_precision=PRECISION, out_dtype=w.dtype)
+
+
+@triton.jit
+def add_to_matrix(ptr, offs_r, offs_d, n, d, value):
+    """Add a tile to a contiguous matrix (n, d) of which no other program has these rows."""
+    ptrs = ptr + offs_r[:, None].to(tl.int64) * d + offs_d[None, :]
+    mask = (offs_r < n)[:, None] & (offs_d < d)[None, :]
+    tl.store(ptrs, tl.load(ptrs, mask=mask, other=0.0) + value, mask=mask)
+
+
+@triton.jit
+def store_matrix(ptr, offs_r, offs_d, n, d, value):
+    """Write a tile of a contiguous matrix (n, d)."""
+    ptrs = ptr + offs_r[:, None].to(tl.int64) * d + offs_d[None, :]
+    tl.store(ptrs, value, mask=(offs_r < n)[:, None] & (offs_d < d)[None, :])
+
+
+@triton.jit
+def pull_to_points(
+    w,
+    z_ptr, stride_zn, stride_zd,
+    a_ptr, b_ptr, origin_ptr,
+    dz_ptr,
+    offs_n, offs_k, n, k, d,
+    FORM: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Add what a tile of clusters gives to dz, in memory: registers cannot hold any D."""
+    for first in range(0, d, BLOCK_D):
+        offs_d = first + tl.arange(0, BLOCK_D)
+        x = load_points(z_ptr, stride_zn, stride_zd, origin_ptr, offs_n, offs_d, n, d, w.dtype)
+        a, b = load_weights(a_ptr, b_ptr, origin_ptr, offs_k, offs_d, k, d, FORM, DIRECT)
+        dz = gradient_to_points(w, x, a, b, FORM, PRECISION)
+        add_to_matrix(dz_ptr, offs_n, offs_d, n, d, dz)
+
+
+@triton.jit
+def pull_to_sums(
+    w,
+    z_ptr, stride_zn, stride_zd, origin_ptr,
+    sums_ptr,
+    offs_n, offs_k, n, k, d,
+    FORM: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Add a tile's w^T x and, for the Gaussian, w^T x^2 to this part's sums, in memory."""
+    zeros = tl.zeros((BLOCK_K, BLOCK_D), w.dtype)
+    for first in range(0, d, BLOCK_D):
+        offs_d = first + tl.arange(0, BLOCK_D)
+        x = load_points(z_ptr, stride_zn, stride_zd, origin_ptr, offs_n, offs_d, n, d, w.dtype)
+        add_to_matrix(sums_ptr, offs_k, offs_d, k, d, add_to_sums(zeros, w, x, PRECISION))
+        if FORM == "gaussian":
+            squares = add_to_sums(zeros, w, x * x, PRECISION)
+            add_to_matrix(squares_of(sums_ptr, k, d), offs_k, offs_d, k, d, squares)
 
 
 @triton.jit
 def part_of(sums_ptr, part, k, d, FORM: tl.constexpr):
-    """Where a part of the rows leaves its sums, one or two matrices (K, D)."""
+    """Where a part of the rows leaves its sums: one or, for the Gaussian, two matrices (K, D)."""
     if FORM == "gaussian":
         part *= 2
     return sums_ptr + part * k * d
 
 
 @triton.jit
-def store_points(dz, dz_ptr, offs_n, n, d, BLOCK_D: tl.constexpr):
-    """Write a register tile of dz."""
-    offs_d = tl.arange(0, BLOCK_D)
-    mask = (offs_n < n)[:, None] & (offs_d < d)[None, :]
-    tl.store(dz_ptr + offs_n[:, None] * d + offs_d[None, :], dz, mask=mask)
-
-
-@triton.jit
-def add_to_points(dz, w, x, a, b, FORM: tl.constexpr, PRECISION: tl.constexpr):
-    """dz (BLOCK_N, BLOCK_D) and what a tile of clusters adds to it, w (BLOCK_N, BLOCK_K)."""
-    product = tl.dot(w, a, input_precision=PRECISION, out_dtype=dz.dtype)
-    if FORM == "linear":
-        return dz + product
-    if FORM == "gaussian":
-        spread = tl.dot(w, b, input_precision=PRECISION, out_dtype=dz.dtype)
-        return dz + product + 2 * x * spread
-    return dz + (tl.sum(w, 1)[:, None] * x - product)
-
-
-@triton.jit
-def pull_to_points(
-    dz, w,
-    z_ptr, stride_zn, stride_zd,
-    a_ptr, b_ptr, origin_ptr,
-    dz_ptr,
-    offs_n, offs_k, n, k, d,
-    FORM: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """Add what a tile of clusters gives to dz: the register tile if it is WHOLE, else its memory.
-
-    Memory serves where D is too wide for registers; it has to hold zeros at first.
-    """
-    for first in range(0, BLOCK_D if WHOLE else d, BLOCK_D):
-        offs_d = first + tl.arange(0, BLOCK_D)
-        x = load_points(z_ptr, stride_zn, stride_zd, origin_ptr, offs_n, offs_d, n, d, w.dtype)
-        a, b = load_weights(a_ptr, b_ptr, origin_ptr, offs_k, offs_d, k, d, FORM, DIRECT)
-        if WHOLE:
-            dz = add_to_points(dz, w, x, a, b, FORM, PRECISION)
-        else:
-            dz_ptrs = dz_ptr + offs_n[:, None] * d + offs_d[None, :]
-            mask = (offs_n < n)[:, None] & (offs_d < d)[None, :]
-            before = tl.load(dz_ptrs, mask=mask, other=0.0)
-            tl.store(dz_ptrs, add_to_points(before, w, x, a, b, FORM, PRECISION), mask=mask)
-    return dz
-
-
-@triton.jit
-def pull_to_sums(
-    total, sums, squares, w,
-    z_ptr, stride_zn, stride_zd, origin_ptr,
-    sums_ptr,
-    offs_n, offs_k, n, k, d,
-    FORM: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """Add a tile's colsum(w), w^T x and, for the Gaussian, w^T x^2 to registers, or to memory."""
-    w_t = tl.trans(w)
-    for first in range(0, BLOCK_D if WHOLE else d, BLOCK_D):
-        offs_d = first + tl.arange(0, BLOCK_D)
-        x = load_points(z_ptr, stride_zn, stride_zd, origin_ptr, offs_n, offs_d, n, d, w.dtype)
-        if WHOLE:
-            sums = tl.dot(w_t, x, sums, input_precision=PRECISION, out_dtype=w.dtype)
-            if FORM == "gaussian":
-                squares = tl.dot(w_t, x * x, squares, input_precision=PRECISION, out_dtype=w.dtype)
-        else:
-            ptrs = sums_ptr + offs_k[:, None].to(tl.int64) * d + offs_d[None, :]
-            mask = (offs_k < k)[:, None] & (offs_d < d)[None, :]
-            before = tl.load(ptrs, mask=mask, other=0.0)
-            product = tl.dot(w_t, x, input_precision=PRECISION, out_dtype=w.dtype)
-            tl.store(ptrs, before + product, mask=mask)
-            if FORM == "gaussian":
-                ptrs += k.to(tl.int64) * d
-                before = tl.load(ptrs, mask=mask, other=0.0)
-                product = tl.dot(w_t, x * x, input_precision=PRECISION, out_dtype=w.dtype)
-                tl.store(ptrs, before + product, mask=mask)
-    return total + tl.sum(w, 0), sums, squares
-
-
-@triton.jit
-def store_sums(
-    total, sums, squares,
-    totals_ptr, sums_ptr,
-    part, offs_k, k, d,
-    FORM: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """Leave a part's sums for the second stage."""
-    tl.store(totals_ptr + part * k + offs_k, total, mask=offs_k < k)
-    if WHOLE:
-        offs_d = tl.arange(0, BLOCK_D)
-        ptrs = sums_ptr + offs_k[:, None].to(tl.int64) * d + offs_d[None, :]
-        mask = (offs_k < k)[:, None] & (offs_d < d)[None, :]
-        tl.store(ptrs, sums, mask=mask)
-        if FORM == "gaussian":
-            tl.store(ptrs + k.to(tl.int64) * d, squares, mask=mask)
+def squares_of(sums_ptr, k, d):
+    """The second of a part's matrices."""
+    return sums_ptr + k.to(tl.int64) * d

@@ -24,20 +24,22 @@ from deepclust.kernels._tiles import chip_of
 from deepclust.kernels._triton_heads import (
     PackedHead,
     Sums,
-    empty_or_zeros,
+    add_to_sums,
     fold_keys,
+    gradient_to_points,
     load_keys,
+    load_points,
     load_tile,
+    load_weights,
     normaliser,
     parameter_gradients,
     part_of,
     pull_to_points,
     pull_to_sums,
     soft_assignment,
+    squares_of,
     start_fold,
-    start_sums,
-    store_points,
-    store_sums,
+    store_matrix,
     to_product,
 )
 from deepclust.kernels.heads import Head, check_values
@@ -83,13 +85,13 @@ def _load_w(
     a_ptr, b_ptr, offset_ptr, origin_ptr,
     offs_n, offs_k, n, k, d,
     FORM: tl.constexpr, NU: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SINGLE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """w (BLOCK_N, BLOCK_K) of q and dq, 0 past the ends; a SINGLE tile of clusters finds g."""
+    """w (BLOCK_N, BLOCK_K) of q and dq, 0 past the ends; a tile of all clusters finds g itself."""
     dtype: tl.constexpr = a_ptr.dtype.element_ty
     q = load_tile(q_ptr, k, 1, offs_n, offs_k, n, k, dtype)
     dq = load_tile(dq_ptr, stride_dqn, stride_dqk, offs_n, offs_k, n, k, dtype)
-    if SINGLE:
+    if g is None:
         g = tl.sum(q * dq, 1)
     ds = q * (dq - g[:, None])
     if FORM == "linear" or FORM == "gaussian":
@@ -114,27 +116,30 @@ def _assign_bwd_kernel(
     part = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = a_ptr.dtype.element_ty
     offs_k = tl.arange(0, BLOCK_K)
-    total, sums, squares = start_sums(BLOCK_K, BLOCK_D, dtype)
-    sums_ptr = part_of(sums_ptr, part, k, d, FORM)
+    offs_d = tl.arange(0, BLOCK_D)
+    a, b = load_weights(a_ptr, b_ptr, origin_ptr, offs_k, offs_d, k, d, FORM, DIRECT)
+    total = tl.zeros((BLOCK_K,), dtype)
+    sums = tl.zeros((BLOCK_K, BLOCK_D), dtype)
+    squares = tl.zeros((BLOCK_K, BLOCK_D), dtype)
     for first in range(part * BLOCK_N, n, n_parts * BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
         w = _load_w(
-            q_ptr, dq_ptr, stride_dqn, stride_dqk, total,
+            q_ptr, dq_ptr, stride_dqn, stride_dqk, None,
             z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, offset_ptr, origin_ptr,
-            offs_n, offs_k, n, k, d,
-            FORM, NU, DIRECT, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D, True,
+            offs_n, offs_k, n, k, d, FORM, NU, DIRECT, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
         )  # fmt: skip
-        dz = tl.zeros((BLOCK_N, BLOCK_D), dtype)
-        dz = pull_to_points(
-            dz, w, z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, origin_ptr, dz_ptr,
-            offs_n, offs_k, n, k, d, FORM, DIRECT, PRECISION, BLOCK_D, True,
-        )  # fmt: skip
-        store_points(dz, dz_ptr, offs_n, n, d, BLOCK_D)
-        total, sums, squares = pull_to_sums(
-            total, sums, squares, w, z_ptr, stride_zn, stride_zd, origin_ptr, sums_ptr,
-            offs_n, offs_k, n, k, d, FORM, PRECISION, BLOCK_D, True,
-        )  # fmt: skip
-    store_sums(total, sums, squares, totals_ptr, sums_ptr, part, offs_k, k, d, FORM, BLOCK_D, True)
+        x = load_points(z_ptr, stride_zn, stride_zd, origin_ptr, offs_n, offs_d, n, d, dtype)
+        dz = gradient_to_points(w, x, a, b, FORM, PRECISION)
+        store_matrix(dz_ptr, offs_n, offs_d, n, d, dz)
+        total += tl.sum(w, 0)
+        sums = add_to_sums(sums, w, x, PRECISION)
+        if FORM == "gaussian":
+            squares = add_to_sums(squares, w, x * x, PRECISION)
+    tl.store(totals_ptr + part * k + offs_k, total, mask=offs_k < k)
+    sums_ptr = part_of(sums_ptr, part, k, d, FORM)
+    store_matrix(sums_ptr, offs_k, offs_d, k, d, sums)
+    if FORM == "gaussian":
+        store_matrix(squares_of(sums_ptr, k, d), offs_k, offs_d, k, d, squares)
 
 
 @triton.jit(do_not_specialize=["n", "k", "stride_dqn"])
@@ -145,7 +150,7 @@ def _assign_bwd_dz_kernel(
     g_ptr, dz_ptr,
     n, k, d,
     FORM: tl.constexpr, NU: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     dtype: tl.constexpr = a_ptr.dtype.element_ty
@@ -156,21 +161,17 @@ def _assign_bwd_dz_kernel(
         dq = load_tile(dq_ptr, stride_dqn, stride_dqk, offs_n, offs_k, n, k, dtype)
         g += tl.sum(q * dq, 1)
     tl.store(g_ptr + offs_n, g, mask=offs_n < n)
-    dz = tl.zeros((BLOCK_N, BLOCK_D), dtype)
     for first in range(0, k, BLOCK_K):
         offs_k = first + tl.arange(0, BLOCK_K)
         w = _load_w(
             q_ptr, dq_ptr, stride_dqn, stride_dqk, g,
             z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, offset_ptr, origin_ptr,
-            offs_n, offs_k, n, k, d,
-            FORM, NU, DIRECT, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D, False,
+            offs_n, offs_k, n, k, d, FORM, NU, DIRECT, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
         )  # fmt: skip
-        dz = pull_to_points(
-            dz, w, z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, origin_ptr, dz_ptr,
-            offs_n, offs_k, n, k, d, FORM, DIRECT, PRECISION, BLOCK_D, WHOLE,
+        pull_to_points(
+            w, z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, origin_ptr, dz_ptr,
+            offs_n, offs_k, n, k, d, FORM, DIRECT, PRECISION, BLOCK_D,
         )  # fmt: skip
-    if WHOLE:
-        store_points(dz, dz_ptr, offs_n, n, d, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["n", "k", "stride_dqn", "n_parts"])
@@ -181,27 +182,26 @@ def _assign_bwd_sums_kernel(
     g_ptr, totals_ptr, sums_ptr,
     n, k, d, n_parts,
     FORM: tl.constexpr, NU: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(1).to(tl.int64)
-    dtype: tl.constexpr = a_ptr.dtype.element_ty
     offs_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
-    total, sums, squares = start_sums(BLOCK_K, BLOCK_D, dtype)
     sums_ptr = part_of(sums_ptr, part, k, d, FORM)
+    total = tl.zeros((BLOCK_K,), a_ptr.dtype.element_ty)
     for first in range(part * BLOCK_N, n, n_parts * BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
         g = tl.load(g_ptr + offs_n, mask=offs_n < n, other=0.0)
         w = _load_w(
             q_ptr, dq_ptr, stride_dqn, stride_dqk, g,
             z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, offset_ptr, origin_ptr,
-            offs_n, offs_k, n, k, d,
-            FORM, NU, DIRECT, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D, False,
+            offs_n, offs_k, n, k, d, FORM, NU, DIRECT, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
         )  # fmt: skip
-        total, sums, squares = pull_to_sums(
-            total, sums, squares, w, z_ptr, stride_zn, stride_zd, origin_ptr, sums_ptr,
-            offs_n, offs_k, n, k, d, FORM, PRECISION, BLOCK_D, WHOLE,
+        total += tl.sum(w, 0)
+        pull_to_sums(
+            w, z_ptr, stride_zn, stride_zd, origin_ptr, sums_ptr,
+            offs_n, offs_k, n, k, d, FORM, PRECISION, BLOCK_K, BLOCK_D,
         )  # fmt: skip
-    store_sums(total, sums, squares, totals_ptr, sums_ptr, part, offs_k, k, d, FORM, BLOCK_D, WHOLE)
+    tl.store(totals_ptr + part * k + offs_k, total, mask=offs_k < k)
 
 
 def forward(z: Tensor, head: Head, precision: str, check: bool) -> Tensor:
@@ -210,7 +210,7 @@ def forward(z: Tensor, head: Head, precision: str, check: bool) -> Tensor:
         check_values(z, head)
     chip = chip_of(z.device)
     packed = PackedHead(head)
-    tiles = packed.tiles("product", chip)
+    tiles = packed.tiles(chip)
     n, k, d = z.shape[0], packed.k, packed.d
     q = torch.empty(n, k, dtype=z.dtype, device=z.device)
     launch(
@@ -226,18 +226,18 @@ def backward(
     """dz (N, D) and the gradients to the head's parameters."""
     chip = chip_of(z.device)
     packed = PackedHead(head)
-    tiles = packed.tiles("gradient", chip)
+    tiles, fused = packed.gradient_tiles(chip)
     constants = packed.constants(tiles, chip, precision)
     n, k, d = z.shape[0], packed.k, packed.d
-    dz = empty_or_zeros((n, d), d, tiles, head.dtype, z.device)
-    if d <= tiles.d and k <= tiles.k:
+    if fused:
+        dz = torch.empty(n, d, dtype=head.dtype, device=z.device)
         sums = Sums(packed, n, tiles, z.device)
         launch(
             _assign_bwd_kernel, (sums.parts,), q, dq, *dq.stride(), z, *z.stride(), *packed.args,
             dz, *sums.args, n, k, d, sums.parts, tiles=tiles, **constants,
         )  # fmt: skip
         return dz.to(z.dtype), parameter_gradients(packed, [sums.reduced()])
-    constants["WHOLE"] = d <= tiles.d
+    dz = torch.zeros(n, d, dtype=head.dtype, device=z.device)  # tiles of clusters add to it
     reduced = []
     for rows in row_segments(n):
         n_rows = rows.stop - rows.start

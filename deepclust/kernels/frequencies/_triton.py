@@ -119,7 +119,7 @@ def forward(
         check_values(z, head)
     chip = chip_of(z.device)
     packed = PackedHead(head)
-    tiles = packed.tiles("product", chip)
+    tiles = packed.tiles(chip)
     constants = packed.constants(tiles, chip, precision)
     n, k, d = z.shape[0], packed.k, packed.d
     f = torch.zeros(k, dtype=torch.float64, device=z.device)

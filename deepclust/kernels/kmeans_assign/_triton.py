@@ -181,7 +181,7 @@ def _pack(centroids: Tensor, precision: str) -> _Nearest:
     mu, d, dtype = centroids.contiguous(), centroids.shape[1], centroids.dtype
     chip = chip_of(mu.device)
     direct = d <= DIRECT_WIDTH
-    tiles = tiles_for("columns" if direct else "nearest", chip, d, dtype.itemsize)
+    tiles = tiles_for("columns" if direct else "nearest", chip, d, len(mu), dtype.itemsize)
     args: tuple[Tensor | None, ...] = (mu, None, None, None)
     if not direct:
         origin = origin_of(mu)

@@ -78,7 +78,7 @@ def forward(
     mu, labels = centroids.contiguous(), labels.contiguous()
     (n, d), k, dtype = z.shape, len(mu), mu.dtype
     chip = chip_of(z.device)
-    tiles, groups = tiles_for("stream", chip, d, dtype.itemsize), 1
+    tiles, groups = tiles_for("stream", chip, d, itemsize=dtype.itemsize), 1
     one_hot = one_hot_tiles(chip, k, d, dtype)
     fused = needs_grad and one_hot is not None and d <= one_hot[0].d
     if one_hot is not None and fused:

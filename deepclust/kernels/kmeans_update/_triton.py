@@ -27,7 +27,7 @@ from torch import Tensor
 
 from deepclust.kernels import _checks
 from deepclust.kernels._launch import PARTIAL_BYTES, cdiv, launch, parts_of, row_segments
-from deepclust.kernels._tiles import Chip, Tiles, chip_of, power_of_2, precision_for, tiles_for
+from deepclust.kernels._tiles import Chip, Tiles, chip_of, precision_for, tiles_for
 
 # --- rows and their labels ---------------------------------------------------------------------
 
@@ -250,12 +250,11 @@ def _kmeans_update_clusters_kernel(
 
 def one_hot_tiles(chip: Chip, k: int, d: int, dtype: torch.dtype) -> tuple[Tiles, int] | None:
     """The tile of the one-hot product, and its groups; None for too many clusters."""
-    tiles = tiles_for("sums", chip, d, dtype.itemsize)
+    tiles = tiles_for("sums", chip, d, k, dtype.itemsize)
     if k > tiles.k:
         return None
-    block_k = max(16, power_of_2(k))
-    groups = min(tiles.warps, most_groups(tiles, block_k, tiles.d))
-    return tiles._replace(n=tiles.n * groups, k=block_k), groups
+    groups = min(tiles.warps, most_groups(tiles, tiles.k, tiles.d))
+    return tiles._replace(n=tiles.n * groups), groups
 
 
 def most_groups(tiles: Tiles, block_k: int, block_d: int) -> int:
@@ -289,7 +288,7 @@ def label_sums(
             BLOCK_N=tiles.n, BLOCK_K=tiles.k, BLOCK_D=tiles.d,
         )  # fmt: skip
         return sums.sum(0), counts.sum(0)
-    tiles = tiles_for("pieces", chip, d, dtype.itemsize)
+    tiles = tiles_for("pieces", chip, d, k, dtype.itemsize)
     columns = cdiv(d, tiles.d)
     sums = torch.zeros(k, d, dtype=torch.float64, device=x.device)
     counts = sums.new_zeros(k)

@@ -34,10 +34,13 @@ from deepclust.kernels._tiles import chip_of
 from deepclust.kernels._triton_heads import (
     PackedHead,
     Sums,
-    empty_or_zeros,
+    add_to_sums,
     fold_keys,
+    gradient_to_points,
     load_keys,
+    load_points,
     load_tile,
+    load_weights,
     log_sum_exp,
     normaliser,
     parameter_gradients,
@@ -46,10 +49,9 @@ from deepclust.kernels._triton_heads import (
     pull_to_sums,
     score,
     soft_assignment,
+    squares_of,
     start_fold,
-    start_sums,
-    store_points,
-    store_sums,
+    store_matrix,
     to_product,
 )
 from deepclust.kernels.heads import Head, check_values
@@ -167,9 +169,12 @@ def _target_loss_kernel(
     dtype: tl.constexpr = a_ptr.dtype.element_ty
     offs_k = tl.arange(0, BLOCK_K)
     loss = tl.zeros((BLOCK_N,), tl.float64)
-    total, sums, squares = start_sums(BLOCK_K, BLOCK_D, dtype)
+    offs_d = tl.arange(0, BLOCK_D)
+    total = tl.zeros((BLOCK_K,), dtype)
+    sums = tl.zeros((BLOCK_K, BLOCK_D), dtype)
+    squares = tl.zeros((BLOCK_K, BLOCK_D), dtype)
     if NEEDS_GRAD:
-        sums_ptr = part_of(sums_ptr, part, k, d, FORM)
+        a, b = load_weights(a_ptr, b_ptr, origin_ptr, offs_k, offs_d, k, d, FORM, DIRECT)
     for first in range(part * BLOCK_N, n, n_parts * BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
         key = load_keys(
@@ -197,21 +202,20 @@ def _target_loss_kernel(
             q = soft_assignment(norm, key, NU, FORM)
             ds = _gradient_to_scores(q, t, p_norm, scale, offs_n, offs_k, n, TARGET)
             w = to_product(ds, key, NU, FORM)
-            dz = tl.zeros((BLOCK_N, BLOCK_D), dtype)
-            dz = pull_to_points(
-                dz, w, z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, origin_ptr, dz_ptr,
-                offs_n, offs_k, n, k, d, FORM, DIRECT, PRECISION, BLOCK_D, True,
-            )  # fmt: skip
-            store_points(dz, dz_ptr, offs_n, n, d, BLOCK_D)
-            total, sums, squares = pull_to_sums(
-                total, sums, squares, w, z_ptr, stride_zn, stride_zd, origin_ptr, sums_ptr,
-                offs_n, offs_k, n, k, d, FORM, PRECISION, BLOCK_D, True,
-            )  # fmt: skip
+            x = load_points(z_ptr, stride_zn, stride_zd, origin_ptr, offs_n, offs_d, n, d, dtype)
+            dz = gradient_to_points(w, x, a, b, FORM, PRECISION)
+            store_matrix(dz_ptr, offs_n, offs_d, n, d, dz)
+            total += tl.sum(w, 0)
+            sums = add_to_sums(sums, w, x, PRECISION)
+            if FORM == "gaussian":
+                squares = add_to_sums(squares, w, x * x, PRECISION)
     tl.store(loss_ptr + part, tl.sum(loss, 0))
     if NEEDS_GRAD:
-        store_sums(
-            total, sums, squares, totals_ptr, sums_ptr, part, offs_k, k, d, FORM, BLOCK_D, True
-        )
+        tl.store(totals_ptr + part * k + offs_k, total, mask=offs_k < k)
+        sums_ptr = part_of(sums_ptr, part, k, d, FORM)
+        store_matrix(sums_ptr, offs_k, offs_d, k, d, sums)
+        if FORM == "gaussian":
+            store_matrix(squares_of(sums_ptr, k, d), offs_k, offs_d, k, d, squares)
 
 
 @triton.jit
@@ -257,7 +261,6 @@ def _target_loss_rows_kernel(
     TARGET: tl.constexpr, POWER: tl.constexpr, KL: tl.constexpr, NEEDS_GRAD: tl.constexpr,
     OLD_FORM: tl.constexpr, OLD_NU: tl.constexpr, OLD_DIRECT: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-    WHOLE: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = a_ptr.dtype.element_ty
@@ -288,7 +291,6 @@ def _target_loss_rows_kernel(
     if NEEDS_GRAD:
         tl.store(norm_ptr + offs_n, norm, mask=mask_n)
         tl.store(p_norm_ptr + offs_n, p_norm, mask=mask_n)
-        dz = tl.zeros((BLOCK_N, BLOCK_D), dtype)
         for first in range(0, k, BLOCK_K):
             offs_k = first + tl.arange(0, BLOCK_K)
             w = _load_w(
@@ -299,12 +301,10 @@ def _target_loss_rows_kernel(
                 FORM, NU, DIRECT, TARGET, POWER, OLD_FORM, OLD_NU, OLD_DIRECT,
                 PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
             )  # fmt: skip
-            dz = pull_to_points(
-                dz, w, z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, origin_ptr, dz_ptr,
-                offs_n, offs_k, n, k, d, FORM, DIRECT, PRECISION, BLOCK_D, WHOLE,
+            pull_to_points(
+                w, z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, origin_ptr, dz_ptr,
+                offs_n, offs_k, n, k, d, FORM, DIRECT, PRECISION, BLOCK_D,
             )  # fmt: skip
-        if WHOLE:
-            store_points(dz, dz_ptr, offs_n, n, d, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["n", "k", "stride_tn", "n_parts"])
@@ -320,12 +320,10 @@ def _target_loss_sums_kernel(
     TARGET: tl.constexpr, POWER: tl.constexpr,
     OLD_FORM: tl.constexpr, OLD_NU: tl.constexpr, OLD_DIRECT: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-    WHOLE: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(1).to(tl.int64)
-    dtype: tl.constexpr = a_ptr.dtype.element_ty
     offs_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
-    total, sums, squares = start_sums(BLOCK_K, BLOCK_D, dtype)
+    total = tl.zeros((BLOCK_K,), a_ptr.dtype.element_ty)
     sums_ptr = part_of(sums_ptr, part, k, d, FORM)
     for first in range(part * BLOCK_N, n, n_parts * BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
@@ -339,11 +337,12 @@ def _target_loss_sums_kernel(
             FORM, NU, DIRECT, TARGET, POWER, OLD_FORM, OLD_NU, OLD_DIRECT,
             PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
         )  # fmt: skip
-        total, sums, squares = pull_to_sums(
-            total, sums, squares, w, z_ptr, stride_zn, stride_zd, origin_ptr, sums_ptr,
-            offs_n, offs_k, n, k, d, FORM, PRECISION, BLOCK_D, WHOLE,
+        total += tl.sum(w, 0)
+        pull_to_sums(
+            w, z_ptr, stride_zn, stride_zd, origin_ptr, sums_ptr,
+            offs_n, offs_k, n, k, d, FORM, PRECISION, BLOCK_K, BLOCK_D,
         )  # fmt: skip
-    store_sums(total, sums, squares, totals_ptr, sums_ptr, part, offs_k, k, d, FORM, BLOCK_D, WHOLE)
+    tl.store(totals_ptr + part * k + offs_k, total, mask=offs_k < k)
 
 
 # --- launching ---------------------------------------------------------------------------------
@@ -366,13 +365,14 @@ def forward(
             check_nonnegative("target", target)
     chip = chip_of(z.device)
     packed = PackedHead(head)
-    tiles = packed.tiles("gradient", chip)
+    tiles, fused = packed.gradient_tiles(chip)
     n, k, d = z.shape[0], packed.k, packed.d
-    whole = d <= tiles.d
     t, old, old_constants = _packed_target(target, head.dtype)
     constants = {**packed.constants(tiles, chip, precision), **old_constants}
     loss = torch.zeros((), dtype=torch.float64, device=z.device)
-    dz = empty_or_zeros((n, d), d, tiles, head.dtype, z.device) if needs_grad else z.new_empty(0)
+    # Tiles of clusters add to dz, unless one of them holds all.
+    make_dz = torch.empty if fused else torch.zeros
+    dz = make_dz((n, d) if needs_grad else 0, dtype=head.dtype, device=z.device)
     reduced = []
     for rows in row_segments(n):
         n_rows = rows.stop - rows.start
@@ -381,7 +381,7 @@ def forward(
         sums = Sums(packed, n_rows, tiles, z.device) if needs_grad else None
         sums_args = (None, None) if sums is None else sums.args
         dz_rows = dz[rows] if needs_grad else None
-        if whole and k <= tiles.k:
+        if fused:
             parts = parts_of(n_rows, tiles.n, 8) if sums is None else sums.parts
             losses = loss.new_empty(parts)
             launch(
@@ -395,13 +395,13 @@ def forward(
             norms = [torch.empty(n_rows, dtype=head.dtype, device=z.device) for _ in range(2)]
             launch(
                 _target_loss_rows_kernel, (blocks,), *inputs, losses, *norms, dz_rows,
-                n_rows, k, d, tiles=tiles, KL=kind == "kl", NEEDS_GRAD=needs_grad, WHOLE=whole,
+                n_rows, k, d, tiles=tiles, KL=kind == "kl", NEEDS_GRAD=needs_grad,
                 **constants,
             )  # fmt: skip
             if sums is not None:
                 launch(
                     _target_loss_sums_kernel, (cdiv(k, tiles.k), sums.parts), *inputs, *norms,
-                    *sums.args, n_rows, k, d, sums.parts, tiles=tiles, WHOLE=whole, **constants,
+                    *sums.args, n_rows, k, d, sums.parts, tiles=tiles, **constants,
                 )  # fmt: skip
         loss += losses.sum()
         if sums is not None:

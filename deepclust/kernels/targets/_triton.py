@@ -117,7 +117,7 @@ def forward(
         check_nonnegative("q", q)
     n, k = q.shape
     chip = chip_of(q.device)
-    tiles = tiles_for("stream", chip, k, q.dtype.itemsize)
+    tiles = tiles_for("stream", chip, k, itemsize=q.dtype.itemsize)
     # As many numbers as the table says, in rows as long as they are.
     elements = tiles.n * tiles.k
     block_k = min(power_of_2(k), elements)
