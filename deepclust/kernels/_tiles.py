@@ -100,7 +100,7 @@ TABLE: tuple[tuple[str, str, Tiles], ...] = (
     # wgmma wants 64 rows; 32 columns at a time would spill, where the Gaussian has two products.
     ("gradient", "sm_90", Tiles(64, 32, 16, 4, 2)),
     ("gradient", "sm_100", Tiles(64, 32, 16, 4, 2)),
-    ("gradient", "gfx", Tiles(64, 32, 32, 4, 2)),
+    ("gradient", "gfx", Tiles(64, 32, 16, 4, 2)),
     ("gradient", "", Tiles(32, 32, 16, 4, 2)),
     ("stream", "", Tiles(128, 32, 32, 4, 2)),
     # Past 64 clusters the product with ones and zeros costs more than a sort of the labels; 16 rows
@@ -166,6 +166,8 @@ def tiles_for(kind: str, chip: Chip, d: int, k: int | None = None, itemsize: int
     )
     # 16 is the least width of a matrix instruction.
     tiles = tiles._replace(d=min(tiles.d, max(16, power_of_2(d))))
+    if itemsize == 8:  # a number takes two registers
+        tiles = tiles._replace(n=max(16, tiles.n // 2))
     if k is not None:
         tiles = tiles._replace(k=min(tiles.k, max(16, power_of_2(k))))
     while itemsize * tiles.stages * (tiles.n + tiles.k) * tiles.d > chip.shared:
