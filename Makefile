@@ -47,7 +47,7 @@ test: lint types layers doctest  ## every check: lint, types, imports, examples,
 	@echo "test: with triton absent: what every primitive promises"
 	@DEEPCLUST_TEST_BLOCK=triton $(BIN)/python -m pytest -q tests/test_contract.py tests/test_dispatch.py
 	@echo "test: the triton kernels, in its interpreter"
-	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -k triton $(INTERPRETED)
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m 'not large' -k triton $(INTERPRETED)
 
 # A copy of the tree, so that the extension in use stays what it is. Python was not built for
 # sanitizers: their runtime, and the C++ one that it wraps, have to be loaded before all else. A fork

@@ -131,6 +131,7 @@ def test_ties_go_to_the_lowest_index(backend: str, dtype: torch.dtype) -> None:
     assert F.frequencies(z, linear, backend=backend)[1].tolist() == [0, 0, 0]
 
 
+@pytest.mark.large
 @backends
 def test_many_blocks_of_rows(backend: str) -> None:
     """More rows than any block holds, against plain torch."""
@@ -141,10 +142,11 @@ def test_many_blocks_of_rows(backend: str) -> None:
     assert torch.equal(labels, s.argmax(1))
 
 
+@pytest.mark.large
 @backends
 def test_float32_sums_stay_accurate_over_many_rows(backend: str) -> None:
     """A running float32 sum of 300,000 equal terms would be off by 1e-3."""
-    n = 20_000 if backend == "triton" else 300_000  # the interpreter takes a while
+    n = 300_000
     z = torch.full((n, 1), 0.3)
     centroids = torch.tensor([[0.0], [1.0], [5.0]])
     f = F.frequencies(z, centroids, backend=backend)[0]
@@ -152,6 +154,7 @@ def test_float32_sums_stay_accurate_over_many_rows(backend: str) -> None:
     np.testing.assert_allclose(as_numpy(f), exact, rtol=5e-6)
 
 
+@pytest.mark.large
 @backends
 @dtypes
 @each_head

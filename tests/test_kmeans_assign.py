@@ -178,6 +178,7 @@ def test_segments_equal_the_whole(backend: str) -> None:
     assert torch.equal(torch.cat([part[1] for part in parts]), distance)
 
 
+@pytest.mark.large
 @backends
 @dtypes
 def test_same_bits_for_any_number_of_threads(
@@ -193,6 +194,7 @@ def test_same_bits_for_any_number_of_threads(
         assert torch.equal(distance, found[0][1])
 
 
+@pytest.mark.large
 @backends
 @dtypes
 def test_many_rows_and_many_clusters(backend: str, dtype: torch.dtype) -> None:

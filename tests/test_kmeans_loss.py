@@ -109,6 +109,7 @@ def test_without_labels_it_is_to_the_nearest(backend: str, dtype: torch.dtype) -
     assert torch.equal(loss, F.kmeans_loss(z, centroids, labels, backend=backend))
 
 
+@pytest.mark.large
 @backends
 @labelled
 def test_many_blocks_of_rows(backend: str, labelled: bool) -> None:

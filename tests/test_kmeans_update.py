@@ -139,6 +139,7 @@ def test_unit_weights_change_nothing(backend: str) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.large
 @backends
 def test_float32_sums_stay_accurate_over_many_rows(backend: str) -> None:
     """A running float32 sum of 2,000,000 terms 0.1 is off by 6 %; and counts pass 2^24 exactly."""
@@ -149,6 +150,7 @@ def test_float32_sums_stay_accurate_over_many_rows(backend: str) -> None:
     assert counts.item() == n
 
 
+@pytest.mark.large
 @backends
 @dtypes
 def test_same_bits_for_any_number_of_threads(
@@ -186,9 +188,9 @@ def test_labels_out_of_range_belong_nowhere(k: int) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("chip", _tiles.CHIPS)
+@pytest.mark.parametrize("chip", ["sm_80", "gfx942"])
 @pytest.mark.parametrize("k", [10, 33, 100])
-def test_tiles_of_every_chip(chip: str, k: int) -> None:
+def test_tiles_of_a_chip(chip: str, k: int) -> None:
     x, labels, weight = make_rows((300, 11, k), torch.float32)
     with _tiles.pretend(_tiles.CHIPS[chip]):
         check_against_oracle(x, labels, k, weight, "triton")
@@ -227,11 +229,17 @@ def test_bad_arguments() -> None:
     "shape",
     [
         *SHAPES.values(),
-        (3001, 10, 300),
-        (3001, 15, 3),
-        (3001, 16, 3),
-        (700, 64, 256),
-        (500, 784, 400),
+        (301, 16, 3),
+        *(
+            pytest.param(shape, marks=pytest.mark.large)
+            for shape in (
+                (3001, 10, 300),
+                (3001, 15, 3),
+                (3001, 16, 3),
+                (700, 64, 256),
+                (500, 784, 400),
+            )
+        ),
     ],
 )
 def test_one_pass_is_two(

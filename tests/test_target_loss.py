@@ -221,6 +221,7 @@ def test_segments_add_up_to_the_whole(backend: str, kind: str, loss: str) -> Non
         torch.testing.assert_close(of_parts[name], of_whole[name], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.large
 @backends
 @pytest.mark.parametrize("kind", ["student_t", "gaussian", "linear"])
 def test_many_blocks_of_rows(backend: str, kind: str) -> None:

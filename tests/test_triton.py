@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,23 @@ def test_triton_cuts_long_inputs_into_segments(monkeypatch: pytest.MonkeyPatch) 
         found += F.frequencies(case.z.detach(), case.head, backend="triton")[:2]
     for a, b in zip(whole, cut, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("d", [3, 40])
+def test_triton_strides_may_pass_the_range_of_int32(tmp_path: Path, d: int) -> None:
+    """Columns far apart, as of a transposed matrix of a billion rows."""
+    step = (1 << 32) // d
+    file = np.memmap(tmp_path / "sparse", np.float32, "w+", shape=(step * (d - 1) + 8,))
+    z = torch.from_numpy(file).as_strided((5, d), (1, step))
+    case = make_case("student_t", (5, d, 4))
+    z.copy_(case.z)
+    for found, expected in zip(
+        (F.assign(z, case.head, backend="triton"), *F.kmeans_assign(z, case.z, backend="triton")),
+        (F.assign(case.z, case.head), *F.kmeans_assign(case.z, case.z)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected)
 
 
 # --- precision: what the interpreter cannot show ------------------------------------------------

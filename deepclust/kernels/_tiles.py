@@ -32,6 +32,11 @@ class Chip(NamedTuple):
         return self.name.startswith("sm_")
 
     @property
+    def has_tf32(self) -> bool:
+        """Whether its matrix instructions take TF32: NVIDIA's since Ampere do."""
+        return self.is_nvidia and int(self.name.removeprefix("sm_")) >= 80
+
+    @property
     def is_amd(self) -> bool:
         """Whether this is one of AMD's."""
         return self.name.startswith("gfx")
@@ -192,6 +197,6 @@ def precision_for(precision: str, chip: Chip, dtype: torch.dtype) -> str:
     NVIDIA (22 bits) and the float32 matrix instructions of AMD's CDNA chips, which have all 24; two
     parts of bfloat16 (bf16x3) would keep 16.
     """
-    if dtype == torch.float64 or not chip.is_nvidia:
+    if dtype == torch.float64 or not chip.has_tf32:
         return "ieee"
     return "tf32x3" if precision == "exact" else "tf32"

@@ -158,7 +158,7 @@ def origin_of(centroids: Tensor) -> Tensor:
 def load_tile(ptr, stride_n, stride_m, offs_n, offs_m, n, m, dtype: tl.constexpr):
     """A tile of an (n, m) matrix of any strides, in `dtype`; 0 past its ends."""
     return tl.load(
-        ptr + offs_n[:, None] * stride_n + offs_m[None, :] * stride_m,
+        ptr + offs_n[:, None] * stride_n + offs_m[None, :].to(tl.int64) * stride_m,
         mask=(offs_n < n)[:, None] & (offs_m < m)[None, :],
         other=0.0,
     ).to(dtype)
@@ -206,7 +206,8 @@ def differences(z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, acc, offs_n, offs_k, 
     z_ptrs = z_ptr + offs_n * stride_zn
     offs_a = offs_k.to(tl.int64) * d
     for e in range(d):
-        z = tl.load(z_ptrs + e * stride_zd, mask=offs_n < n, other=0.0).to(acc.dtype)
+        z = tl.load(z_ptrs, mask=offs_n < n, other=0.0).to(acc.dtype)
+        z_ptrs += stride_zd  # as a product with e it may pass 2^31
         a = tl.load(a_ptr + offs_a + e, mask=offs_k < k, other=0.0)
         difference = z[:, None] - a[None, :]
         if b_ptr is not None:
@@ -395,6 +396,7 @@ def add_to_matrix(ptr, offs_r, offs_d, n, d, value):
     """Add a tile to a contiguous matrix (n, d) of which no other program has these rows."""
     ptrs = ptr + offs_r[:, None].to(tl.int64) * d + offs_d[None, :]
     mask = (offs_r < n)[:, None] & (offs_d < d)[None, :]
+    tl.debug_barrier()  # what the tile before left may be another thread's
     tl.store(ptrs, tl.load(ptrs, mask=mask, other=0.0) + value, mask=mask)
 
 

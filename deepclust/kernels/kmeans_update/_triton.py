@@ -44,7 +44,9 @@ def load_rows(x_ptr, stride_xn, stride_xd, mu_ptr, offs_n, offs_d, label, d, dty
     """x_i, less the label's mu if there is one (BLOCK_N, BLOCK_D); 0 past D and without label."""
     mask = (label >= 0)[:, None] & (offs_d < d)[None, :]
     x = tl.load(
-        x_ptr + offs_n[:, None] * stride_xn + offs_d[None, :] * stride_xd, mask=mask, other=0.0
+        x_ptr + offs_n[:, None] * stride_xn + offs_d[None, :].to(tl.int64) * stride_xd,
+        mask=mask,
+        other=0.0,
     ).to(dtype)
     if mu_ptr is not None:
         mu_ptrs = mu_ptr + label[:, None].to(tl.int64) * d + offs_d[None, :]
