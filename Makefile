@@ -34,9 +34,6 @@ demo: setup  ## cluster the handwritten digits that scikit-learn carries; writes
 	@$(BIN)/python -m deepclust fit digits --n-clusters 10 --out demo-report --overwrite \
 		--set 'hidden=[256, 512]'
 
-# Where the interpreter runs what a GPU would: it is slow, and takes these alone.
-INTERPRETED := $(addprefix tests/test_,$(addsuffix .py,assign frequencies targets target_loss \
-	kmeans_assign kmeans_update kmeans_loss contract triton))
 test: lint types layers doctest  ## every check: lint, types, imports, examples, tests with and without the extension
 	@$(BIN)/python -c 'import torch, deepclust._C' || \
 		{ echo "test: the extension is not built; make test checks it too and needs a C++ compiler"; exit 1; }
@@ -47,7 +44,7 @@ test: lint types layers doctest  ## every check: lint, types, imports, examples,
 	@echo "test: with triton absent: what every primitive promises"
 	@DEEPCLUST_TEST_BLOCK=triton $(BIN)/python -m pytest -q tests/test_contract.py tests/test_dispatch.py
 	@echo "test: the triton kernels, in its interpreter"
-	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m 'not large' -k triton $(INTERPRETED)
+	@TRITON_INTERPRET=1 BIN=$(BIN) sh tests/interpreted.sh
 
 # A copy of the tree, so that the extension in use stays what it is. Python was not built for
 # sanitizers: their runtime, and the C++ one that it wraps, have to be loaded before all else. A fork

@@ -65,8 +65,8 @@ TINY = tl.constexpr(2.0**-126)  # 0 log 0 = 0
 @triton.jit
 def _load_target(
     t_ptr, stride_tn, stride_td,
-    old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr,
-    offs_n, offs_k, n, k, d,
+    old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
+    offs_n, offs_k, n, k,
     TARGET: tl.constexpr, POWER: tl.constexpr,
     OLD_FORM: tl.constexpr, OLD_NU: tl.constexpr, OLD_DIRECT: tl.constexpr, dtype: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -77,7 +77,7 @@ def _load_target(
     else:
         key = load_keys(
             t_ptr, stride_tn, stride_td, old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr,
-            offs_n, offs_k, n, k, d, OLD_FORM, OLD_DIRECT, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
+            offs_n, offs_k, n, k, old_d, OLD_FORM, OLD_DIRECT, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
         )  # fmt: skip
         bias = tl.load(bias_ptr + offs_k, mask=offs_k < k, other=0.0)
         t = POWER * score(key, OLD_NU, OLD_FORM) + bias[None, :]
@@ -156,7 +156,7 @@ def _target_loss_kernel(
     z_ptr, stride_zn, stride_zd,
     a_ptr, b_ptr, offset_ptr, origin_ptr,
     t_ptr, stride_tn, stride_td,
-    old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr,
+    old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
     scale: tl.float64,
     loss_ptr, dz_ptr, totals_ptr, sums_ptr,
     n, k, d, n_parts,
@@ -183,8 +183,8 @@ def _target_loss_kernel(
         )  # fmt: skip
         t = _load_target(
             t_ptr, stride_tn, stride_td,
-            old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr,
-            offs_n, offs_k, n, k, d, TARGET, POWER, OLD_FORM, OLD_NU, OLD_DIRECT, dtype,
+            old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
+            offs_n, offs_k, n, k, TARGET, POWER, OLD_FORM, OLD_NU, OLD_DIRECT, dtype,
             PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
         )  # fmt: skip
         top_s, total_s = start_fold(BLOCK_N, dtype)
@@ -223,7 +223,7 @@ def _load_w(
     z_ptr, stride_zn, stride_zd,
     a_ptr, b_ptr, offset_ptr, origin_ptr,
     t_ptr, stride_tn, stride_td,
-    old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr,
+    old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
     scale, norm, p_norm,
     offs_n, offs_k, n, k, d,
     FORM: tl.constexpr, NU: tl.constexpr, DIRECT: tl.constexpr,
@@ -235,8 +235,8 @@ def _load_w(
     dtype: tl.constexpr = a_ptr.dtype.element_ty
     t = _load_target(
         t_ptr, stride_tn, stride_td,
-        old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr,
-        offs_n, offs_k, n, k, d, TARGET, POWER, OLD_FORM, OLD_NU, OLD_DIRECT, dtype,
+        old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
+        offs_n, offs_k, n, k, TARGET, POWER, OLD_FORM, OLD_NU, OLD_DIRECT, dtype,
         PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
     )  # fmt: skip
     key = load_keys(
@@ -253,7 +253,7 @@ def _target_loss_rows_kernel(
     z_ptr, stride_zn, stride_zd,
     a_ptr, b_ptr, offset_ptr, origin_ptr,
     t_ptr, stride_tn, stride_td,
-    old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr,
+    old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
     scale: tl.float64,
     loss_ptr, norm_ptr, p_norm_ptr, dz_ptr,
     n, k, d,
@@ -277,8 +277,8 @@ def _target_loss_rows_kernel(
         )  # fmt: skip
         t = _load_target(
             t_ptr, stride_tn, stride_td,
-            old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr,
-            offs_n, offs_k, n, k, d, TARGET, POWER, OLD_FORM, OLD_NU, OLD_DIRECT, dtype,
+            old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
+            offs_n, offs_k, n, k, TARGET, POWER, OLD_FORM, OLD_NU, OLD_DIRECT, dtype,
             PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
         )  # fmt: skip
         top_s, total_s = fold_keys(top_s, total_s, key, NU, FORM)
@@ -296,7 +296,7 @@ def _target_loss_rows_kernel(
             w = _load_w(
                 z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, offset_ptr, origin_ptr,
                 t_ptr, stride_tn, stride_td,
-                old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr,
+                old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
                 scale, norm, p_norm, offs_n, offs_k, n, k, d,
                 FORM, NU, DIRECT, TARGET, POWER, OLD_FORM, OLD_NU, OLD_DIRECT,
                 PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
@@ -312,7 +312,7 @@ def _target_loss_sums_kernel(
     z_ptr, stride_zn, stride_zd,
     a_ptr, b_ptr, offset_ptr, origin_ptr,
     t_ptr, stride_tn, stride_td,
-    old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr,
+    old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
     scale: tl.float64,
     norm_ptr, p_norm_ptr, totals_ptr, sums_ptr,
     n, k, d, n_parts,
@@ -332,7 +332,7 @@ def _target_loss_sums_kernel(
         w = _load_w(
             z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, offset_ptr, origin_ptr,
             t_ptr, stride_tn, stride_td,
-            old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr,
+            old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
             scale, norm, p_norm, offs_n, offs_k, n, k, d,
             FORM, NU, DIRECT, TARGET, POWER, OLD_FORM, OLD_NU, OLD_DIRECT,
             PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
@@ -412,11 +412,11 @@ def forward(
 
 def _packed_target(
     target: Tensor | Snapshot, dtype: torch.dtype
-) -> tuple[Tensor, tuple[Tensor | None, ...], dict[str, Any]]:
-    """t_ptr's rows (p or z_old), the snapshot's other tensors, and the kernels' constants."""
+) -> tuple[Tensor, tuple[Tensor | int | None, ...], dict[str, Any]]:
+    """t_ptr's rows (p or z_old), what else the snapshot has, and the kernels' constants."""
     if isinstance(target, Tensor):
         constants = {"TARGET": "given", "POWER": 1.0}
-        return target, (None,) * 5, {**constants, **_old_form(None)}
+        return target, (None,) * 5 + (0,), {**constants, **_old_form(None)}
     old = PackedHead(target.head.to(dtype))
     bias = target.bias.to(dtype).contiguous()
     one_hot = math.isinf(target.power)
@@ -424,7 +424,7 @@ def _packed_target(
         "TARGET": "one_hot" if one_hot else "snapshot",
         "POWER": 1.0 if one_hot else target.power,
     }
-    return target.z, (*old.args, bias), {**constants, **_old_form(old)}
+    return target.z, (*old.args, bias, old.d), {**constants, **_old_form(old)}
 
 
 def _old_form(old: PackedHead | None) -> dict[str, Any]:
