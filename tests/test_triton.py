@@ -184,6 +184,41 @@ def test_triton_strides_may_pass_the_range_of_int32(tmp_path: Path, d: int) -> N
         torch.testing.assert_close(found, expected)
 
 
+@INTERPRETED
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_triton_tiles_of_other_chips(kind: str, chip: str) -> None:
+    """The table's other lines cut the same work otherwise; the numbers stay."""
+    for shape in ((100, 20, 12), (70, 40, 70)):
+        case = make_case(kind, shape).leaves()
+        p = random_target(shape[0], shape[2], torch.float32)
+        loss = F.target_loss(case.z, case.head, p, backend="eager")
+        expected = [loss.detach(), *gradients(loss, case).values()]
+        with _tiles.pretend(_tiles.CHIPS[chip]):
+            loss = F.target_loss(case.z, case.head, p, backend="triton")
+            found = [loss.detach(), *gradients(loss, case).values()]
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@INTERPRETED
+def test_torch_compile_takes_triton_kernels_whole() -> None:
+    case = make_case("student_t", (60, 5, 7))
+    snapshot = F.freeze_target(case.z, case.head, backend="triton")
+
+    def loss(z: Tensor, centroids: Tensor) -> Tensor:
+        return F.target_loss(z, centroids, snapshot, backend="triton", precision="fast")
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    found, expected = [], []
+    for function, results in ((compiled, found), (loss, expected)):
+        leaves = case.leaves()
+        value = function(leaves.z, leaves.parameters["centroids"])
+        results += [value.detach(), *gradients(value, leaves).values()]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 # --- precision: what the interpreter cannot show ------------------------------------------------
 
 
