@@ -29,7 +29,7 @@ from deepclust.kernels._disassembly import (
     parse_sass,
     ranges,
 )
-from deepclust.kernels._tiles import CHIPS, INTERPRETER, Tiles, override, tiles_for
+from deepclust.kernels._tiles import CHIPS, INTERPRETER, TABLE, Tiles, override, tiles_for
 from tests.compiled import ONCE, ROOT
 
 CHECKED = ("sm_90", "gfx942")
@@ -369,6 +369,10 @@ def test_tuning_overrides_the_table() -> None:
         assert tiles_for("product", INTERPRETER, 64, 64) == tiles
         assert tiles_for("gradient", INTERPRETER, 64, 64) != tiles
     assert tiles_for("product", INTERPRETER, 64, 64) == before
+
+
+def test_every_line_of_the_table_can_be_tuned() -> None:
+    assert set(tune.SIZES) == set(tune.SHAPES) == {kind for kind, _, _ in TABLE}
 
 
 def test_tuning_compares_with_eager() -> None:

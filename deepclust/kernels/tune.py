@@ -24,39 +24,61 @@ from deepclust.kernels import _dispatch
 from deepclust.kernels._launch import recording
 from deepclust.kernels._tiles import Chip, Tiles, chip_of, override, tiles_for
 from deepclust.kernels.inspect import compile_launch, machine_code
+from deepclust.kernels.frequencies.op import frequencies
 from deepclust.kernels.kmeans_assign.op import kmeans_assign
+from deepclust.kernels.kmeans_update.op import kmeans_update
 from deepclust.kernels.target_loss.op import target_loss
 from deepclust.kernels.target_loss.snapshot import freeze_target
 from deepclust.kernels.targets.op import dec_target
 
 Work = Callable[[str], Sequence[Tensor]]  # the results of a backend
 
-CANDIDATES = {
+SIZES = {
     "columns": [(n, k, 16) for n in (64, 128, 256) for k in (16, 32)],
-    "product": [(n, k, d) for n in (64, 128) for k in (32, 64, 128) for d in (32, 64)],
-    "gradient": [(n, k, d) for n in (32, 64, 128) for k in (32, 64) for d in (32, 64)],
-    "stream": [(n, k, 32) for n in (32, 64, 128) for k in (32, 64, 128)],
+    "product": [(n, k, d) for n in (64, 128) for k in (32, 64, 128) for d in (16, 32, 64)],
+    "nearest": [(n, k, d) for n in (64, 128) for k in (32, 64, 128) for d in (16, 32, 64)],
+    "fused": [(n, 32, 32) for n in (16, 32, 64, 128)],
+    "gradient": [(n, k, d) for n in (32, 64, 128) for k in (16, 32, 64) for d in (16, 32, 64)],
+    "stream": [(n, 32, 32) for n in (32, 64, 128, 256)],
+    "sums": [(n, 64, d) for n in (16, 32) for d in (16, 32, 64)],
+    "pieces": [(n, 0, d) for n in (16, 32, 64) for d in (32, 64, 128)],
+}
+# N, D and K at which each kind of work is timed.
+SHAPES = {
+    "columns": (1 << 20, 10, 64),
+    "product": (1 << 17, 128, 1024),
+    "nearest": (1 << 17, 128, 1024),
+    "fused": (1 << 20, 10, 10),
+    "gradient": (1 << 17, 128, 1024),
+    "stream": (1 << 20, 128, 256),
+    "sums": (1 << 20, 64, 10),
+    "pieces": (1 << 20, 128, 1024),
 }
 
 
 def candidates(kind: str) -> Iterator[Tiles]:
     """The settings to try."""
     stages = (1,) if kind == "columns" else (1, 2, 3)
-    for sizes, warps, depth in itertools.product(CANDIDATES[kind], (4, 8), stages):
+    for sizes, warps, depth in itertools.product(SIZES[kind], (4, 8), stages):
         yield Tiles(*sizes, warps, depth)
 
 
-def work(kind: str, device: torch.device) -> tuple[Work, int, int]:
-    """What represents this kind of work, its width D and its number of clusters K."""
-    n, d, k = (1 << 20, 10, 64) if kind == "columns" else (1 << 17, 128, 1024)
+def work(kind: str, device: torch.device) -> Work:
+    """What represents this kind of work, at its shape."""
+    n, d, k = SHAPES[kind]
     generator = torch.Generator(device).manual_seed(0)
     z = torch.randn(n, d, device=device, generator=generator)
     centroids = torch.randn(k, d, device=device, generator=generator)
-    if kind in ("columns", "product"):
-        return lambda backend: kmeans_assign(z, centroids, backend=backend), d, k
+    if kind in ("columns", "nearest"):
+        return lambda backend: kmeans_assign(z, centroids, backend=backend)
+    if kind == "product":
+        return lambda backend: frequencies(z, centroids, backend=backend)[:2]
+    if kind in ("sums", "pieces"):
+        labels = torch.randint(k, (n,), device=device, generator=generator)
+        return lambda backend: kmeans_update(z, labels, k, backend=backend)
     if kind == "stream":
         q = torch.rand(n, k, device=device, generator=generator)
-        return lambda backend: [dec_target(q / k, backend=backend)], d, k
+        return lambda backend: [dec_target(q / k, backend=backend)]
     target = freeze_target(z, centroids, backend="eager")
     centroids = centroids + 0.01 * torch.randn(k, d, device=device, generator=generator)
     leaves = [z.requires_grad_(), centroids.requires_grad_()]
@@ -65,7 +87,7 @@ def work(kind: str, device: torch.device) -> tuple[Work, int, int]:
         value = target_loss(z, centroids, target, backend=backend)
         return value, *torch.autograd.grad(value, leaves)
 
-    return loss, d, k
+    return loss
 
 
 def agrees(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
@@ -91,7 +113,7 @@ def tune(kind: str, device: torch.device) -> str:
     from triton.testing import do_bench
 
     chip: Chip = chip_of(device)
-    run, d, k = work(kind, device)
+    run, (_, d, k) = work(kind, device), SHAPES[kind]
     expected = run("eager")
     times: dict[Tiles, float] = {}
     present = tiles_for(kind, chip, d, k)
@@ -131,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds: Any = tuple(CANDIDATES)
+    kinds: Any = tuple(SIZES)
     parser.add_argument("--kind", nargs="+", choices=kinds, default=kinds)
     options = parser.parse_args(arguments)
     if (why_not := _why_not()) is not None:
