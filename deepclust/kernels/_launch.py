@@ -15,8 +15,8 @@ from deepclust.kernels._tiles import Tiles
 PARTIAL_BYTES = 32 << 20
 # Rows whose normalisers are kept between the kernels of one call: 16 MB of float64.
 SEGMENT_ROWS = 1 << 21
-# Programs that share the rows of a kernel whose sums stay in registers: a number that does not depend
-# on how many processors a chip has, so that neither do the bits; enough for eight on each of 132.
+# Programs that share the rows of a kernel whose sums stay in registers: whatever the number of
+# processors, so that the bits do not depend on it; enough for seven on each of 132.
 MAX_PROGRAMS = 1024
 
 

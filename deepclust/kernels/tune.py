@@ -23,8 +23,8 @@ from torch import Tensor
 from deepclust.kernels import _dispatch
 from deepclust.kernels._launch import recording
 from deepclust.kernels._tiles import Chip, Tiles, chip_of, override, tiles_for
-from deepclust.kernels.inspect import compile_launch, machine_code
 from deepclust.kernels.frequencies.op import frequencies
+from deepclust.kernels.inspect import compile_launch, machine_code
 from deepclust.kernels.kmeans_assign.op import kmeans_assign
 from deepclust.kernels.kmeans_update.op import kmeans_update
 from deepclust.kernels.target_loss.op import target_loss
