@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from deepclust.kernels._tiles import Tiles
+from deepclust.kernels._tiles import Tiles, chip_of
 
 # Bytes of partial sums that the programs of one launch may leave behind for the second stage.
 PARTIAL_BYTES = 32 << 20
@@ -52,17 +52,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, tiles: Tiles, **const
         "num_stages": tiles.stages,
         "enable_fp_fusion": True,
     }
+    tensor = next(arg for arg in args if isinstance(arg, Tensor))
+    if chip_of(tensor.device).is_nvidia:
+        options["maxnreg"] = 255  # else ptxas would rather spill some than fit fewer programs
     if _records:
         _records[-1].append(Launch(kernel, grid, args, options))
         return
-    with _device_of(args):
-        kernel[grid](*args, **options)
-
-
-def _device_of(args: tuple[Any, ...]) -> contextlib.AbstractContextManager[Any]:
     # Triton launches on the current device, whichever the tensors are on.
-    tensor = next(arg for arg in args if isinstance(arg, Tensor))
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
+        kernel[grid](*args, **options)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -86,7 +86,9 @@ class PackedHead:
     def gradient_tiles(self, chip: Chip) -> tuple[Tiles, bool]:
         """The tiles for what pulls back, and whether one of them holds all clusters and columns."""
         tiles = self._tiles("fused", chip)
-        if self.k <= tiles.k and self.d <= tiles.d:
+        moments = 2 if self.form == "gaussian" else 1
+        # 1024 sums are what the registers of four warps hold beside the rest.
+        if self.k <= tiles.k and self.d <= tiles.d and moments * tiles.k * tiles.d <= 1024:
             return tiles, True
         return self._tiles("gradient", chip), False
 

@@ -161,6 +161,9 @@ def has_kernels(primitive: str) -> bool:
     return importlib.util.find_spec(f"deepclust.kernels.{primitive}._triton") is not None
 
 
+# Their matrix instructions take no float64.
+_NO_FLOAT64_PRODUCTS = ("sm_86", "sm_89", "sm_120")
+
 # --- cases -------------------------------------------------------------------------------------
 
 
@@ -370,7 +373,10 @@ def _row(row: Row, launch: Launch, compiled: Any, chip: Chip, units: int) -> Row
         problems.append(f"{stack} bytes of stack")
     if shared > chip.shared:
         problems.append(f"{shared} bytes of shared memory; {chip.name} has {chip.shared}")
-    if "tt.dot" in compiled.asm["ttir"] and not matrix:
+    dots = [line for line in compiled.asm["ttir"].splitlines() if "tt.dot" in line]
+    if chip.name in _NO_FLOAT64_PRODUCTS:
+        dots = [line for line in dots if "xf64" not in line]
+    if dots and not matrix:
         problems.append("a product without matrix instructions")
     warps = launch.options["num_warps"]
     return dataclasses.replace(

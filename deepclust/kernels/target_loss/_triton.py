@@ -7,10 +7,9 @@
 
     K <= BLOCK_K and D <= BLOCK_D   one kernel: keys, logits and w of a tile of points stay in
                                     registers; z, and z_old or p, are read once
-    else                            a kernel over points goes over tiles of clusters once for the
-                                    loss and what normalises the row, once more for dz; a kernel
-                                    over tiles of clusters adds up what the parameters' gradients
-                                    are made of
+    else                            three: over points for the losses and what normalises the rows,
+                                    over points for dz, and over tiles of clusters for the sums that
+                                    the parameters' gradients are made of
 
 Running maxima keep every exponential in range. w is computed again wherever it is needed and never
 stored: with large K that is 16 N K D operations from a snapshot, 10 from a given p. Beside z, z_old
@@ -218,6 +217,49 @@ def _target_loss_kernel(
             store_matrix(squares_of(sums_ptr, k, d), offs_k, offs_d, k, d, squares)
 
 
+@triton.jit(do_not_specialize=["n", "k", "stride_tn"])
+def _target_loss_rows_kernel(
+    z_ptr, stride_zn, stride_zd,
+    a_ptr, b_ptr, offset_ptr, origin_ptr,
+    t_ptr, stride_tn, stride_td,
+    old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
+    loss_ptr, norm_ptr, p_norm_ptr,
+    n, k, d,
+    FORM: tl.constexpr, NU: tl.constexpr, DIRECT: tl.constexpr,
+    TARGET: tl.constexpr, POWER: tl.constexpr, KL: tl.constexpr,
+    OLD_FORM: tl.constexpr, OLD_NU: tl.constexpr, OLD_DIRECT: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0).to(tl.int64)
+    dtype: tl.constexpr = a_ptr.dtype.element_ty
+    offs_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < n
+    top_s, total_s = start_fold(BLOCK_N, dtype)
+    top_t, total_t = start_fold(BLOCK_N, dtype)
+    cross = tl.zeros((BLOCK_N,), dtype)
+    for first in range(0, k, BLOCK_K):
+        offs_k = first + tl.arange(0, BLOCK_K)
+        key = load_keys(
+            z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, offset_ptr, origin_ptr,
+            offs_n, offs_k, n, k, d, FORM, DIRECT, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
+        )  # fmt: skip
+        t = _load_target(
+            t_ptr, stride_tn, stride_td,
+            old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
+            offs_n, offs_k, n, k, TARGET, POWER, OLD_FORM, OLD_NU, OLD_DIRECT, dtype,
+            PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
+        )  # fmt: skip
+        top_s, total_s = fold_keys(top_s, total_s, key, NU, FORM)
+        top_t, total_t, cross = _fold_target(
+            top_t, total_t, cross, t, key, offs_k, k, TARGET, KL, FORM, NU
+        )
+    norm = normaliser(top_s, total_s, FORM)
+    loss, p_norm = _finish_target(top_t, total_t, cross, log_sum_exp(norm, FORM), TARGET, KL)
+    tl.store(loss_ptr + block, tl.sum(tl.where(mask_n, loss, 0.0).to(tl.float64), 0))
+    tl.store(norm_ptr + offs_n, norm, mask=mask_n)
+    tl.store(p_norm_ptr + offs_n, p_norm, mask=mask_n)
+
+
 @triton.jit
 def _load_w(
     z_ptr, stride_zn, stride_zd,
@@ -249,62 +291,36 @@ def _load_w(
 
 
 @triton.jit(do_not_specialize=["n", "k", "stride_tn"])
-def _target_loss_rows_kernel(
+def _target_loss_dz_kernel(
     z_ptr, stride_zn, stride_zd,
     a_ptr, b_ptr, offset_ptr, origin_ptr,
     t_ptr, stride_tn, stride_td,
     old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
     scale: tl.float64,
-    loss_ptr, norm_ptr, p_norm_ptr, dz_ptr,
+    norm_ptr, p_norm_ptr, dz_ptr,
     n, k, d,
     FORM: tl.constexpr, NU: tl.constexpr, DIRECT: tl.constexpr,
-    TARGET: tl.constexpr, POWER: tl.constexpr, KL: tl.constexpr, NEEDS_GRAD: tl.constexpr,
+    TARGET: tl.constexpr, POWER: tl.constexpr,
     OLD_FORM: tl.constexpr, OLD_NU: tl.constexpr, OLD_DIRECT: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0).to(tl.int64)
-    dtype: tl.constexpr = a_ptr.dtype.element_ty
-    offs_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask_n = offs_n < n
-    top_s, total_s = start_fold(BLOCK_N, dtype)
-    top_t, total_t = start_fold(BLOCK_N, dtype)
-    cross = tl.zeros((BLOCK_N,), dtype)
+    offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    norm = tl.load(norm_ptr + offs_n, mask=offs_n < n, other=0.0)
+    p_norm = tl.load(p_norm_ptr + offs_n, mask=offs_n < n, other=0.0)
     for first in range(0, k, BLOCK_K):
         offs_k = first + tl.arange(0, BLOCK_K)
-        key = load_keys(
+        w = _load_w(
             z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, offset_ptr, origin_ptr,
-            offs_n, offs_k, n, k, d, FORM, DIRECT, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
-        )  # fmt: skip
-        t = _load_target(
             t_ptr, stride_tn, stride_td,
             old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
-            offs_n, offs_k, n, k, TARGET, POWER, OLD_FORM, OLD_NU, OLD_DIRECT, dtype,
+            scale, norm, p_norm, offs_n, offs_k, n, k, d,
+            FORM, NU, DIRECT, TARGET, POWER, OLD_FORM, OLD_NU, OLD_DIRECT,
             PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
         )  # fmt: skip
-        top_s, total_s = fold_keys(top_s, total_s, key, NU, FORM)
-        top_t, total_t, cross = _fold_target(
-            top_t, total_t, cross, t, key, offs_k, k, TARGET, KL, FORM, NU
-        )
-    norm = normaliser(top_s, total_s, FORM)
-    loss, p_norm = _finish_target(top_t, total_t, cross, log_sum_exp(norm, FORM), TARGET, KL)
-    tl.store(loss_ptr + block, tl.sum(tl.where(mask_n, loss, 0.0).to(tl.float64), 0))
-    if NEEDS_GRAD:
-        tl.store(norm_ptr + offs_n, norm, mask=mask_n)
-        tl.store(p_norm_ptr + offs_n, p_norm, mask=mask_n)
-        for first in range(0, k, BLOCK_K):
-            offs_k = first + tl.arange(0, BLOCK_K)
-            w = _load_w(
-                z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, offset_ptr, origin_ptr,
-                t_ptr, stride_tn, stride_td,
-                old_a_ptr, old_b_ptr, old_offset_ptr, old_origin_ptr, bias_ptr, old_d,
-                scale, norm, p_norm, offs_n, offs_k, n, k, d,
-                FORM, NU, DIRECT, TARGET, POWER, OLD_FORM, OLD_NU, OLD_DIRECT,
-                PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
-            )  # fmt: skip
-            pull_to_points(
-                w, z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, origin_ptr, dz_ptr,
-                offs_n, offs_k, n, k, d, FORM, DIRECT, PRECISION, BLOCK_D,
-            )  # fmt: skip
+        pull_to_points(
+            w, z_ptr, stride_zn, stride_zd, a_ptr, b_ptr, origin_ptr, dz_ptr,
+            offs_n, offs_k, n, k, d, FORM, DIRECT, PRECISION, BLOCK_D,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["n", "k", "stride_tn", "n_parts"])
@@ -377,7 +393,7 @@ def forward(
     for rows in row_segments(n):
         n_rows = rows.stop - rows.start
         t_rows = t[rows].to(z.device)
-        inputs = (z[rows], *z.stride(), *packed.args, t_rows, *t_rows.stride(), *old, scale)
+        inputs = (z[rows], *z.stride(), *packed.args, t_rows, *t_rows.stride(), *old)
         sums = Sums(packed, n_rows, tiles, z.device) if needs_grad else None
         sums_args = (None, None) if sums is None else sums.args
         dz_rows = dz[rows] if needs_grad else None
@@ -385,7 +401,7 @@ def forward(
             parts = parts_of(n_rows, tiles.n, 8) if sums is None else sums.parts
             losses = loss.new_empty(parts)
             launch(
-                _target_loss_kernel, (parts,), *inputs, losses, dz_rows, *sums_args,
+                _target_loss_kernel, (parts,), *inputs, scale, losses, dz_rows, *sums_args,
                 n_rows, k, d, parts, tiles=tiles, KL=kind == "kl", NEEDS_GRAD=needs_grad,
                 **constants,
             )  # fmt: skip
@@ -394,14 +410,17 @@ def forward(
             losses = loss.new_empty(blocks)
             norms = [torch.empty(n_rows, dtype=head.dtype, device=z.device) for _ in range(2)]
             launch(
-                _target_loss_rows_kernel, (blocks,), *inputs, losses, *norms, dz_rows,
-                n_rows, k, d, tiles=tiles, KL=kind == "kl", NEEDS_GRAD=needs_grad,
-                **constants,
+                _target_loss_rows_kernel, (blocks,), *inputs, losses, *norms, n_rows, k, d,
+                tiles=tiles, KL=kind == "kl", **constants,
             )  # fmt: skip
             if sums is not None:
                 launch(
-                    _target_loss_sums_kernel, (cdiv(k, tiles.k), sums.parts), *inputs, *norms,
-                    *sums.args, n_rows, k, d, sums.parts, tiles=tiles, **constants,
+                    _target_loss_dz_kernel, (blocks,), *inputs, scale, *norms, dz_rows,
+                    n_rows, k, d, tiles=tiles, **constants,
+                )  # fmt: skip
+                launch(
+                    _target_loss_sums_kernel, (cdiv(k, tiles.k), sums.parts), *inputs, scale,
+                    *norms, *sums.args, n_rows, k, d, sums.parts, tiles=tiles, **constants,
                 )  # fmt: skip
         loss += losses.sum()
         if sums is not None:
