@@ -38,7 +38,34 @@ def rows(info: dict[str, Any]) -> list[list[str]]:
         ]
         for name, t in sorted(info["peers"].items(), key=lambda item: item[1])
     ]
-    return [ours, *peers]
+    failed = [["", name, "failed", *[""] * 5] for name in info["failures"]]
+    return [ours, *peers, *failed]
+
+
+def footer(infos: list[dict[str, Any]]) -> list[str]:
+    """Why peers failed, and the conditions."""
+    lines = [
+        f"{name} failed, {info['work']} {info['shape']} {info['data']}: {why}"
+        for info in infos
+        for name, why in info["failures"].items()
+    ]
+    first = infos[0]
+    size = "small shapes" if first["quick"] else "full size"
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    errors = "error: largest deviation from float64, or mismatch rate"
+    if first["device"] == "cpu":
+        lines += [
+            f"{size}; {first['threads']} threads; {versions}; C++ kernels: {first['backend']}",
+            f"medians of 5 rounds in turn; {errors}",
+        ]
+    else:
+        lines += [
+            f"{size}; {first['device']}; {versions}; kernels: {first['backend']}",
+            f"medians of 5 rounds in turn, each of {first['repeats']} calls in a row; {errors}",
+            "floor: a product in TF32 or a copy of as many bytes, measured in the same run;"
+            " what is read twice may come from the cache, and beat it",
+        ]
+    return lines
 
 
 def main(*paths: str) -> None:
@@ -54,11 +81,7 @@ def main(*paths: str) -> None:
         cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
         cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
         print("  ".join(cells).rstrip())
-    first = infos[0]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    size = "small shapes" if first["quick"] else "full size"
-    print(f"\n{size}; {first['threads']} threads; {versions}; C++ kernels: {first['backend']}")
-    print("medians of 5 rounds in turn; error: largest deviation from float64, or mismatch rate")
+    print("", *footer(infos), sep="\n")
 
 
 if __name__ == "__main__":
