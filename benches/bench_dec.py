@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 
 from benches import peers
-from benches.race import Contender, Race
+from benches.race import BACKEND, DEVICE, Contender, Race
 from deepclust import functional as F
 from deepclust.networks import StackedAutoencoder
 
@@ -16,8 +16,10 @@ def bench_dec_step(race: Race) -> None:
     """Batch 256, D-500-500-2000-10 on 784 columns, 10 clusters: encoder, loss, backward."""
     torch.manual_seed(0)
     n, k, sizes = 256, 10, (784, 500, 500, 2000, 10)
-    network = StackedAutoencoder(sizes)
-    x = 50 * torch.randn(n, 784)  # codes of an untrained network are small; spread them out
+    network = StackedAutoencoder(sizes).to(DEVICE)
+    x = 50 * torch.randn(
+        n, 784, device=DEVICE
+    )  # codes of an untrained network are small; spread them out
     with torch.no_grad():
         z = network.encode(x)
         mu = z[:k].clone().requires_grad_()
@@ -26,7 +28,8 @@ def bench_dec_step(race: Race) -> None:
     parameters = [mu, *network.encoder.parameters()]
 
     def ours() -> torch.Tensor:
-        return torch.autograd.grad(F.target_loss(network.encode(x), mu, target), parameters)[0]
+        loss = F.target_loss(network.encode(x), mu, target, backend=BACKEND)
+        return torch.autograd.grad(loss, parameters)[0]
 
     def plain() -> torch.Tensor:
         return torch.autograd.grad(peers.loss_product(network.encode(x), mu, p), parameters)[0]

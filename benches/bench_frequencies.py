@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benches import peers
-from benches.race import SHAPES, Contender, Race
+from benches.race import BACKEND, SHAPES, Contender, Race
 from deepclust import functional as F
 
 
@@ -19,7 +19,7 @@ def plain(z: Tensor, mu: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tens
 def bench_frequencies(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> None:
     z, mu = data
     n, d, k = SHAPES[shape]
-    previous = torch.zeros(n, dtype=torch.int64)
+    previous = torch.zeros(n, dtype=torch.int64, device=z.device)
     expected, labels, _ = F.frequencies(z.double(), mu.double(), backend="eager")
 
     def error(result: tuple[Tensor, Tensor, Tensor]) -> float:
@@ -30,10 +30,12 @@ def bench_frequencies(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> No
     race(
         "frequencies",
         shape,
-        Contender("deepclust", lambda: F.frequencies(z, mu, previous_labels=previous)),
+        Contender(
+            "deepclust", lambda: F.frequencies(z, mu, previous_labels=previous, backend=BACKEND)
+        ),
         [
             Contender(name, lambda f=f: f(z, mu, previous))
-            for name, f in peers.forms(stored_q=plain).items()
+            for name, f in peers.forms({"stored q": plain}).items()
         ],
         error=error,
         tolerance=1e-4,

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benches import peers
-from benches.race import SHAPES, Contender, Race
+from benches.race import BACKEND, ON_GPU, SHAPES, Contender, Race, tf32
 from deepclust import functional as F
 from deepclust.cluster import KMeans
+from deepclust.cluster.kmeans import lloyd
 
 ITERATIONS = 10
+# On the CPU it is the libraries that are to be beaten.
+FORMS = peers.forms if ON_GPU else peers.eager
+
+
+def contenders(functions: dict[str, Any], *args: Any) -> list[Contender]:
+    return [Contender(name, lambda f=f: f(*args)) for name, f in functions.items()]
 
 
 def bench_kmeans_assign(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> None:
@@ -21,19 +30,27 @@ def bench_kmeans_assign(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> 
     expected, _ = F.kmeans_assign(x.double(), centroids.double(), backend="eager")
 
     def mismatch(labels: object) -> float:
-        return float((torch.as_tensor(labels) != expected).double().mean())
+        found = torch.as_tensor(labels, device=expected.device)
+        return float((found != expected).double().mean())
 
-    contenders = [
-        Contender("torch cdist", lambda: torch.cdist(x, centroids).argmin(1)),
-        Contender("scikit-learn", peers.assign_sklearn(x.numpy(), centroids.numpy())),
-    ]
-    if (search := peers.assign_faiss(x.numpy(), centroids.numpy())) is not None:
-        contenders.append(Contender("faiss", search))
+    functions = {"cdist": peers.nearest_cdist}
+    if ON_GPU:
+        functions["product"] = peers.nearest_product
+        if d <= 16:
+            functions["broadcast"] = peers.nearest_broadcast
+    others = contenders(FORMS(functions), x, centroids)
+    if ON_GPU:
+        others += contenders({"torch product, TF32": tf32(peers.nearest_product)}, x, centroids)
+        others += contenders(peers.installed(peers.ASSIGN_ON_GPU, x, centroids))
+    else:
+        others.append(Contender("scikit-learn", peers.assign_sklearn(x.numpy(), centroids.numpy())))
+        if (search := peers.assign_faiss(x.numpy(), centroids.numpy())) is not None:
+            others.append(Contender("faiss", search))
     race(
         "kmeans_assign",
         shape,
-        Contender("deepclust", lambda: F.kmeans_assign(x, centroids)[0]),
-        contenders,
+        Contender("deepclust", lambda: F.kmeans_assign(x, centroids, backend=BACKEND)[0]),
+        others,
         error=mismatch,
         tolerance=1e-4,
         flops=2 * n * d * k,
@@ -45,17 +62,15 @@ def bench_kmeans_update(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> 
     x, centroids = data
     n, d, k = SHAPES[shape]
     labels, _ = F.kmeans_assign(x, centroids)
-    expected = torch.zeros(k, d, dtype=torch.float64).index_add_(0, labels, x.double())
-
-    def plain() -> tuple[Tensor, Tensor]:
-        sums = torch.zeros(k, d).index_add_(0, labels, x)
-        return sums, torch.bincount(labels, minlength=k)
-
+    expected, _ = peers.update_index_add(x.double(), labels, k)
+    functions = {"index_add": peers.update_index_add}
+    if ON_GPU:  # where few clusters make index_add's sums collide
+        functions["one-hot"] = peers.update_one_hot
     race(
         "kmeans_update",
         shape,
-        Contender("deepclust", lambda: F.kmeans_update(x, labels, k)),
-        [Contender("torch index_add", plain)],
+        Contender("deepclust", lambda: F.kmeans_update(x, labels, k, backend=BACKEND)),
+        contenders(FORMS(functions), x, labels, k),
         error=lambda r: float((r[0].double() - expected).abs().max() / expected.abs().max()),
         tolerance=1e-6,
         flops=n * d,
@@ -69,18 +84,21 @@ def bench_kmeans_loss(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> No
     labels, _ = F.kmeans_assign(z.detach(), centroids.detach())
 
     def ours() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(F.kmeans_loss(z, centroids, labels), (z, centroids))
-
-    def plain() -> tuple[Tensor, ...]:
-        loss = (z - centroids[labels]).square().sum() / n
+        loss = F.kmeans_loss(z, centroids, labels, backend=BACKEND)
         return torch.autograd.grad(loss, (z, centroids))
+
+    def plain(loss: Any) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss(z, centroids, labels), (z, centroids))
 
     expected = 2 * (z.detach().double() - centroids.detach().double()[labels]) / n
     race(
         "kmeans_loss",
         shape,
         Contender("deepclust", ours),
-        [Contender("torch gather", plain)],
+        [
+            Contender(name, lambda f=f: plain(f))
+            for name, f in FORMS({"gather": peers.loss_gather}).items()
+        ],
         error=lambda g: float((g[0].double() - expected).abs().max() / expected.abs().max()),
         tolerance=1e-6,
         flops=3 * n * d,
@@ -91,29 +109,53 @@ def bench_kmeans_loss(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> No
 def bench_lloyd(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> None:
     x, centroids = data[0], data[0][: SHAPES[shape][2]].clone()
     n, d, k = SHAPES[shape]
-    model = KMeans(k, init=centroids.numpy(), max_iter=ITERATIONS, tol=0)
+    rows = x if ON_GPU else x.numpy()
+    options = {"init": centroids.cpu().numpy(), "max_iter": ITERATIONS, "tol": 0}
+    model = KMeans(k, backend=BACKEND, **options)
 
-    def ours() -> float:
+    def ours() -> object:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ten iterations need not converge
-            return float(model.fit(x.numpy()).inertia_)
+            model.fit(rows)
+        return model.cluster_centers_ if ON_GPU else float(model.inertia_)
 
-    contenders = [
-        Contender("scikit-learn", peers.lloyd_sklearn(x.numpy(), centroids.numpy(), ITERATIONS))
-    ]
-    if (train := peers.lloyd_faiss(x.numpy(), centroids.numpy(), ITERATIONS)) is not None:
-        contenders.append(Contender("faiss", train))
+    def inertia_of(result: Any) -> float:
+        if isinstance(result, float):
+            return result
+        # The libraries for GPUs give centroids alone; what these cost is no part of the race.
+        found = torch.as_tensor(result, device=x.device).double()
+        return float(F.kmeans_assign(x.double(), found, backend="eager")[1].sum())
+
+    if ON_GPU:
+        steps = peers.forms({"index_add": peers.step_index_add, "one-hot": peers.step_one_hot})
+        others = [
+            Contender(name, lambda f=f: peers.iterated(f, x, centroids, ITERATIONS))
+            for name, f in steps.items()
+        ]
+        others += contenders(peers.installed(peers.LLOYD_ON_GPU, x, centroids, ITERATIONS))
+        # `fit` copies x to the host, to check it; the libraries check nothing.
+        unchecked = partial(lloyd, x, centroids, x.new_ones(n), ITERATIONS, 0.0, BACKEND)
+        others.append(Contender("deepclust, unchecked", lambda: unchecked()[1]))
+    else:
+        arrays = (x.numpy(), centroids.numpy(), ITERATIONS)
+        others = [Contender("scikit-learn", peers.lloyd_sklearn(*arrays))]
+        if (train := peers.lloyd_faiss(*arrays)) is not None:
+            others.append(Contender("faiss", train))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # Equal iterations from equal centroids: scikit-learn's inertia is the witness.
-        expected = contenders[0].run()
+        if ON_GPU:
+            expected = KMeans(k, backend="eager", **options).fit(x.double()).inertia_
+        else:
+            # Equal iterations from equal centroids: scikit-learn's inertia is the witness.
+            expected = others[0].run()
     race(
         "kmeans, 10 iterations",
         shape,
         Contender("deepclust", ours),
-        contenders,
-        error=lambda inertia: abs(inertia - expected) / expected,
+        others,
+        error=lambda result: abs(inertia_of(result) - expected) / expected,
         tolerance=1e-3,
         flops=ITERATIONS * 2 * n * d * k,
-        bytes=ITERATIONS * 4 * n * d,
+        bytes=4 * n * d,
+        passes=ITERATIONS,
     )

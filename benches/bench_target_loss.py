@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benches import peers
-from benches.race import SHAPES, Contender, Race
+from benches.race import BACKEND, ON_GPU, SHAPES, Contender, Race
 from deepclust import functional as F
 
 
@@ -38,16 +38,22 @@ def bench_target_loss(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> No
     functions = {"cdist": peers.loss_cdist, "product": peers.loss_product}
     contenders = [
         Contender(name, lambda f=f: peers.backward_of(f)(z, mu, p))
-        for name, f in peers.forms(**functions).items()
+        for name, f in peers.forms(functions).items()
     ]
-    contenders += [
-        Contender(f"{name} in chunks", lambda f=f: peers.chunked(f)(z, mu, p))
-        for name, f in peers.forms(hand_gradient=peers.hand_gradient).items()
-    ]
+    if ON_GPU:  # which has no use for chunks of a CPU cache's size
+        contenders += [
+            Contender(name, lambda f=f: f(z, mu, p))
+            for name, f in peers.forms({"hand gradient": peers.hand_gradient_at_once}).items()
+        ]
+    else:
+        contenders += [
+            Contender(f"{name} in chunks", lambda f=f: peers.chunked(f)(z, mu, p))
+            for name, f in peers.forms({"hand gradient": peers.hand_gradient}).items()
+        ]
     race(
         "target_loss",
         shape,
-        Contender("deepclust", lambda: gradients(z, mu, p)),
+        Contender("deepclust", lambda: gradients(z, mu, p, backend=BACKEND)),
         contenders,
         error=error_against(expected),
         tolerance=1e-3,
@@ -59,9 +65,9 @@ def bench_target_loss(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> No
 def bench_target_loss_from_a_snapshot(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> None:
     z_old, mu_old = data
     n, d, k = SHAPES[shape]
-    generator = torch.Generator().manual_seed(1)
-    z = z_old + 0.01 * torch.randn(z_old.shape, generator=generator)
-    mu = mu_old + 0.01 * torch.randn(mu_old.shape, generator=generator)
+    generator = torch.Generator(z_old.device).manual_seed(1)
+    z = z_old + 0.01 * torch.randn(z_old.shape, generator=generator, device=z_old.device)
+    mu = mu_old + 0.01 * torch.randn(mu_old.shape, generator=generator, device=z_old.device)
     snapshot = F.freeze_target(z_old, mu_old)
     p = snapshot.probabilities()
     double = F.freeze_target(z_old.double(), mu_old.double())
@@ -69,8 +75,8 @@ def bench_target_loss_from_a_snapshot(race: Race, shape: str, data: tuple[Tensor
     race(
         "target_loss snapshot",
         shape,
-        Contender("deepclust", lambda: gradients(z, mu, snapshot)),
-        [Contender("deepclust, given p", lambda: gradients(z, mu, p))],
+        Contender("deepclust", lambda: gradients(z, mu, snapshot, backend=BACKEND)),
+        [Contender("deepclust, given p", lambda: gradients(z, mu, p, backend=BACKEND))],
         error=error_against(expected),
         tolerance=1e-2,  # the loss is small, of second order in the change
         flops=8 * n * d * k,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benches import peers
-from benches.race import SHAPES, Contender, Race
+from benches.race import BACKEND, SHAPES, Contender, Race
 from deepclust import functional as F
 from tests import reference
 
@@ -16,12 +16,16 @@ def bench_dec_target(race: Race, shape: str, data: tuple[torch.Tensor, torch.Ten
     q = F.assign(z, mu)
     some = slice(0, 500)
     f = q.double().sum(0)
-    expected = torch.from_numpy(reference.dec_target(q[some].double().numpy(), f.numpy()))
+    rows = q[some].double().cpu().numpy()
+    expected = torch.from_numpy(reference.dec_target(rows, f.cpu().numpy())).to(q.device)
     race(
         "dec_target",
         shape,
-        Contender("deepclust", lambda: F.dec_target(q)),
-        [Contender(name, lambda g=g: g(q)) for name, g in peers.forms(target=peers.target).items()],
+        Contender("deepclust", lambda: F.dec_target(q, backend=BACKEND)),
+        [
+            Contender(name, lambda g=g: g(q))
+            for name, g in peers.forms({"target": peers.target}).items()
+        ],
         error=lambda p: float((p[some].double() - expected).abs().max()),
         tolerance=1e-5,
         flops=0,

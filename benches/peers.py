@@ -1,7 +1,13 @@
-"""The same work as others do it: plain PyTorch, eager and compiled, scikit-learn, faiss."""
+"""The same work as others do it.
+
+Plain PyTorch, eager and compiled; on the CPU scikit-learn and faiss; on a GPU those of
+flash-kmeans, flashlib and cuML that are installed.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any
@@ -15,16 +21,38 @@ COMPILE = not os.environ.get("DEEPCLUST_BENCH_QUICK")
 Function = Callable[..., Any]
 
 
-def forms(**functions: Function) -> dict[str, Function]:
+def eager(functions: dict[str, Function]) -> dict[str, Function]:
+    """Each function as it is."""
+    return {f"torch {name}": function for name, function in functions.items()}
+
+
+def forms(functions: dict[str, Function]) -> dict[str, Function]:
     """Each function as it is and, at full size, compiled."""
-    named = {name.replace("_", " "): function for name, function in functions.items()}
     if not COMPILE:
-        return {f"torch {name}": function for name, function in named.items()}
+        return eager(functions)
     both = {}
-    for name, function in named.items():
+    for name, function in functions.items():
         both[f"torch {name}"] = function
         both[f"torch.compile {name}"] = torch.compile(function, dynamic=False)
     return both
+
+
+# Lists of what is installed must not import it, and no preparation is to be timed.
+
+
+def lazily(make: Callable[[], Function]) -> Function:
+    """The function that `make` returns; it is made at the first call, and fails there."""
+    made = functools.cache(make)
+    return lambda: made()()
+
+
+def installed(makers: dict[str, Function], *args: Any) -> dict[str, Function]:
+    """What the libraries among `makers` that are here make of `args`, by the libraries' names."""
+    return {
+        name: lazily(functools.partial(make, *args))
+        for name, make in makers.items()
+        if importlib.util.find_spec(name.lower().replace("-", "_")) is not None
+    }
 
 
 # Soft assignment, three ways to write the distances.
@@ -85,7 +113,7 @@ def chunked(gradient: Function, rows: int = 2000) -> Function:
     """A hand-written gradient, over chunks that stay in cache."""
 
     def run(z: Tensor, mu: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        loss, dmu, dz = torch.zeros(()), torch.zeros_like(mu), torch.empty_like(z)
+        loss, dmu, dz = z.new_zeros(()), torch.zeros_like(mu), torch.empty_like(z)
         for start in range(0, len(z), rows):
             part = slice(start, start + rows)
             value, dz[part], step = gradient(z[part], mu, p[part])
@@ -104,7 +132,67 @@ def hand_gradient(z: Tensor, mu: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Ten
     return loss, w.sum(1, keepdim=True) * z - w @ mu, w.sum(0).unsqueeze(1) * mu - w.T @ z
 
 
-# k-means.
+def hand_gradient_at_once(z: Tensor, mu: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all rows, divided by their number where torch.compile can do it in passing."""
+    loss, dz, dmu = hand_gradient(z, mu, p)
+    return loss / len(z), dz / len(z), dmu / len(z)
+
+
+# k-means in plain torch.
+
+
+def nearest_cdist(x: Tensor, centroids: Tensor) -> Tensor:
+    return torch.cdist(x, centroids).argmin(1)
+
+
+def nearest_product(x: Tensor, centroids: Tensor) -> Tensor:
+    # ||x||^2 is the same for all clusters.
+    return torch.addmm(centroids.square().sum(1), x, centroids.T, alpha=-2).argmin(1)
+
+
+def nearest_broadcast(x: Tensor, centroids: Tensor) -> Tensor:
+    return (x.unsqueeze(1) - centroids).square().sum(2).argmin(1)
+
+
+def update_index_add(x: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    sums = x.new_zeros(k, x.shape[1]).index_add_(0, labels, x)
+    return sums, torch.bincount(labels, minlength=k)
+
+
+def update_one_hot(x: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    one_hot = (labels.unsqueeze(1) == torch.arange(k, device=x.device)).to(x.dtype)
+    return one_hot.T @ x, one_hot.sum(0)
+
+
+def step_index_add(x: Tensor, centroids: Tensor) -> Tensor:
+    labels = nearest_product(x, centroids)
+    sums = torch.zeros_like(centroids).index_add_(0, labels, x)
+    # bincount would wait for the device.
+    counts = x.new_zeros(len(centroids)).index_add_(0, labels, x.new_ones(len(x)))
+    return _means(sums, counts, centroids)
+
+
+def step_one_hot(x: Tensor, centroids: Tensor) -> Tensor:
+    sums, counts = update_one_hot(x, nearest_product(x, centroids), len(centroids))
+    return _means(sums, counts, centroids)
+
+
+def _means(sums: Tensor, counts: Tensor, centroids: Tensor) -> Tensor:
+    counts = counts.unsqueeze(1)
+    return torch.where(counts > 0, sums / counts, centroids)
+
+
+def iterated(step: Function, x: Tensor, centroids: Tensor, iterations: int) -> Tensor:
+    for _ in range(iterations):
+        centroids = step(x, centroids)
+    return centroids
+
+
+def loss_gather(z: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
+    return (z - centroids[labels]).square().sum() / len(z)
+
+
+# k-means of libraries for the CPU.
 
 
 def assign_sklearn(x: np.ndarray, centroids: np.ndarray) -> Function:
@@ -155,3 +243,92 @@ def lloyd_faiss(x: np.ndarray, centroids: np.ndarray, iterations: int) -> Functi
         return float(distances.sum(dtype=np.float64))
 
     return run
+
+
+# k-means of libraries for GPUs. Hard assignment gives labels, Lloyd's iterations give centroids.
+
+
+def assign_flash_kmeans(x: Tensor, centroids: Tensor) -> Function:
+    from flash_kmeans.assign_euclid_triton import euclid_assign_triton
+
+    x, centroids = x.unsqueeze(0), centroids.unsqueeze(0)
+    norms = x.square().sum(2)  # its iterations compute them once
+    return lambda: euclid_assign_triton(x, centroids, norms)[0]
+
+
+def lloyd_flash_kmeans(x: Tensor, centroids: Tensor, iterations: int) -> Function:
+    from flash_kmeans import batch_kmeans_Euclid
+
+    def run() -> Tensor:
+        _, found, _ = batch_kmeans_Euclid(
+            x.unsqueeze(0),
+            len(centroids),
+            max_iters=iterations,
+            tol=0.0,
+            init_centroids=centroids.unsqueeze(0),
+        )
+        return found[0]
+
+    return run
+
+
+def assign_flashlib(x: Tensor, centroids: Tensor) -> Function:
+    from flashlib.primitives.kmeans import euclid_assign_triton
+
+    x, centroids = x.unsqueeze(0), centroids.unsqueeze(0)
+    return lambda: euclid_assign_triton(x, centroids)[0]
+
+
+def lloyd_flashlib(x: Tensor, centroids: Tensor, iterations: int) -> Function:
+    from flashlib import flash_kmeans
+
+    def run() -> Tensor:
+        # It writes over the centroids that it is given.
+        given = centroids.clone().unsqueeze(0)
+        options = {"max_iters": iterations, "tol": 0.0, "init_centroids": given}
+        return flash_kmeans(x, len(centroids), **options)[1]
+
+    return run
+
+
+def assign_cuml(x: Tensor, centroids: Tensor) -> Function:
+    import cupy
+
+    # A centroid is the mean of the rows nearest to it, where these are the centroids themselves.
+    model = _cuml(centroids, 1).fit(cupy.from_dlpack(centroids))
+    rows = cupy.from_dlpack(x)
+    return lambda: model.predict(rows)
+
+
+def lloyd_cuml(x: Tensor, centroids: Tensor, iterations: int) -> Function:
+    import cupy
+
+    rows = cupy.from_dlpack(x)
+    return lambda: _cuml(centroids, iterations).fit(rows).cluster_centers_
+
+
+def _cuml(centroids: Tensor, iterations: int) -> Any:
+    import cupy
+    from cuml.cluster import KMeans
+
+    return KMeans(
+        n_clusters=len(centroids),
+        init=cupy.from_dlpack(centroids).copy(),  # some versions write over it
+        n_init=1,
+        max_iter=iterations,
+        tol=float(np.finfo(np.float32).tiny),  # it takes no 0
+        output_type="cupy",
+    )
+
+
+# Imported as their names say, in small letters and with an underscore.
+ASSIGN_ON_GPU = {
+    "flash-kmeans": assign_flash_kmeans,
+    "flashlib": assign_flashlib,
+    "cuML": assign_cuml,
+}
+LLOYD_ON_GPU = {
+    "flash-kmeans": lloyd_flash_kmeans,
+    "flashlib": lloyd_flashlib,
+    "cuML": lloyd_cuml,
+}
