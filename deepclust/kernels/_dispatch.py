@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -39,9 +40,14 @@ def triton_version() -> str | None:
     from importlib import metadata
 
     try:
-        return metadata.version("triton") if importlib.util.find_spec("triton") else None
-    except (metadata.PackageNotFoundError, ValueError):
+        if importlib.util.find_spec("triton") is None:
+            return None
+    except ValueError:  # what sys.modules says of a module that is blocked
         return None
+    for package in ("triton", "triton-rocm", "pytorch-triton-rocm", "pytorch-triton"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+    return None
 
 
 @functools.cache

@@ -96,8 +96,8 @@ TABLE: tuple[tuple[str, str, Tiles], ...] = (
     ("product", "gfx", Tiles(64, 64, 32, 4, 2)),
     # Operands of 32 columns in three parts, beside two products for the Gaussian, would spill.
     ("product", "", Tiles(64, 32, 16, 4, 2)),
-    ("nearest", "sm_90", Tiles(128, 64, 32, 8, 3)),
-    ("nearest", "sm_100", Tiles(128, 64, 32, 8, 3)),
+    ("nearest", "sm_90", Tiles(128, 64, 16, 8, 3)),
+    ("nearest", "sm_100", Tiles(128, 64, 16, 8, 3)),
     ("nearest", "gfx", Tiles(64, 64, 32, 4, 2)),
     # Operands of 32 columns in three parts, beside the least keys and their tiles, would spill.
     ("nearest", "", Tiles(64, 64, 16, 4, 2)),
