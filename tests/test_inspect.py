@@ -341,6 +341,10 @@ def test_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch, capsys: Any)
         inspect.inspect(heads=["tanh"])
     assert inspect.main(["--primitive", "sort"]) == 2
     assert "primitive: got 'sort'; it takes assign" in capsys.readouterr().err
+    assert inspect.main(["--shape", "10x10"]) == 2
+    assert "shape: got 1; it takes two or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        inspect.main(["--shape", "10"])
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set"):
         inspect.inspect(["sm_80"])

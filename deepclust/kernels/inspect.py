@@ -2,6 +2,7 @@
 
     python -m deepclust.kernels.inspect --target sm_90 gfx942
     python -m deepclust.kernels.inspect --primitive assign --json
+    python -m deepclust.kernels.inspect --head student_t --shape 10x10 64x1000 --markdown
 
 Every kernel is compiled ahead of time as that chip would get it: with the tiles of the table, at
 representative widths D and numbers of clusters K. The columns:
@@ -130,6 +131,8 @@ def inspect(
     _check("target", targets, tuple(CHIPS))
     _check("primitive", primitives, PRIMITIVES)
     _check("head", heads, HEADS)
+    if len(shapes) < 2:
+        raise ValueError(f"shape: got {len(shapes)}; it takes two or more")
     _check_triton()
     tasks = [(target, primitive) for target in targets for primitive in primitives]
     rows: list[Row] = []
@@ -564,6 +567,13 @@ def table(rows: Sequence[Row], markdown: bool = False) -> str:
     return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
+def _shape(text: str) -> tuple[int, int]:
+    """D and K of "64x1000"."""
+    if (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)) is None:
+        raise argparse.ArgumentTypeError(f"got {text!r}; it takes D and K, as in 64x1000")
+    return int(found[1]), int(found[2])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(
@@ -573,6 +583,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--target", nargs="+", default=TARGETS, help=", ".join(CHIPS))
     parser.add_argument("--primitive", nargs="+", default=PRIMITIVES, help=", ".join(PRIMITIVES))
+    parser.add_argument("--head", nargs="+", default=HEADS, help=", ".join(HEADS))
+    parser.add_argument(
+        "--shape",
+        nargs="+",
+        default=SHAPES,
+        type=_shape,
+        help="D and K, as in 64x1000; two or more",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a list of objects")
     form.add_argument("--markdown", action="store_true", help="a table in Markdown")
@@ -581,6 +599,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = inspect(
             options.target,
             options.primitive,
+            options.head,
+            options.shape,
             report=lambda line: print(line, file=sys.stderr, flush=True),
         )
     except (ValueError, RuntimeError) as error:
