@@ -72,6 +72,7 @@ class Tiles(NamedTuple):
 #   "columns"  D <= DIRECT_WIDTH: one column of D at a time, in registers
 #   "product"  one matrix product over tiles of clusters: assign, frequencies
 #   "nearest"  one matrix product whose least numbers stay in registers: hard assignment
+#   "held"     the same, for rows of up to d columns, which stay in registers too
 #   "fused"    products and their pull-back in registers, for up to k clusters and d columns
 #   "gradient" products and their pull-back, for any number of clusters and columns
 #   "stream"   elements read once and written once: targets, k-means loss
@@ -82,6 +83,7 @@ TABLE: tuple[tuple[str, str, Tiles], ...] = (
     # The interpreter's time goes by operations, whatever their size; small N sees ragged edges.
     ("columns", "interpreter", Tiles(64, 64, 16, 4, 1)),
     ("product", "interpreter", Tiles(64, 64, 32, 4, 1)),
+    ("held", "interpreter", Tiles(64, 32, 64, 4, 1)),
     ("nearest", "interpreter", Tiles(64, 32, 32, 4, 1)),
     ("fused", "interpreter", Tiles(64, 32, 32, 4, 1)),
     ("gradient", "interpreter", Tiles(64, 64, 32, 4, 1)),
@@ -96,6 +98,10 @@ TABLE: tuple[tuple[str, str, Tiles], ...] = (
     ("product", "gfx", Tiles(64, 64, 32, 4, 2)),
     # Operands of 32 columns in three parts, beside two products for the Gaussian, would spill.
     ("product", "", Tiles(64, 32, 16, 4, 2)),
+    # The wgmma of the rows that are held takes them from shared memory, and leaves registers.
+    ("held", "sm_90", Tiles(128, 32, 64, 4, 2)),
+    ("held", "sm_100", Tiles(128, 32, 64, 8, 2)),
+    ("held", "", Tiles(64, 32, 64, 4, 2)),
     ("nearest", "sm_90", Tiles(128, 64, 16, 8, 3)),
     ("nearest", "sm_100", Tiles(128, 64, 16, 8, 3)),
     ("nearest", "gfx", Tiles(64, 64, 32, 4, 2)),

@@ -37,6 +37,7 @@ SIZES = {
     "columns": [(n, k, 16) for n in (64, 128, 256) for k in (16, 32)],
     "product": [(n, k, d) for n in (64, 128) for k in (32, 64, 128) for d in (16, 32, 64)],
     "nearest": [(n, k, d) for n in (64, 128) for k in (32, 64, 128) for d in (16, 32, 64)],
+    "held": [(n, k, 64) for n in (64, 128) for k in (32, 64, 128)],
     "fused": [(n, 32, 32) for n in (16, 32, 64, 128)],
     "gradient": [(n, k, d) for n in (32, 64, 128) for k in (16, 32, 64) for d in (16, 32, 64)],
     "stream": [(n, 32, 32) for n in (32, 64, 128, 256)],
@@ -48,6 +49,7 @@ SHAPES = {
     "columns": (1 << 20, 10, 64),
     "product": (1 << 17, 128, 1024),
     "nearest": (1 << 17, 128, 1024),
+    "held": (1 << 18, 64, 1000),
     "fused": (1 << 20, 10, 10),
     "gradient": (1 << 17, 128, 1024),
     "stream": (1 << 20, 128, 256),
@@ -69,7 +71,7 @@ def work(kind: str, device: torch.device) -> Work:
     generator = torch.Generator(device).manual_seed(0)
     z = torch.randn(n, d, device=device, generator=generator)
     centroids = torch.randn(k, d, device=device, generator=generator)
-    if kind in ("columns", "nearest"):
+    if kind in ("columns", "nearest", "held"):
         return lambda backend: kmeans_assign(z, centroids, backend=backend)
     if kind == "product":
         return lambda backend: frequencies(z, centroids, backend=backend)[:2]

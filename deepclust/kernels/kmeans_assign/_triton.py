@@ -2,7 +2,8 @@
 
     D <= 32   key_ij = sum_e (x_ie - mu_je)^2, a column of D at a time, all of it in registers
     else      key_ij = ||m_j||^2 / 2 - (x_i - c) . m_j, with m = mu - c, on the matrix units,
-              BLOCK_D columns at a time: a row's own norm moves no minimum
+              BLOCK_D columns at a time: a row's own norm moves no minimum. Rows that are no
+              wider are held in registers, for all tiles of clusters
 
 A program keeps, for each of the BLOCK_K places of a tile, the least key so far and its tile, and
 looks along the row once, at the end. Ties go to the lowest index; NaN never wins, and a row that no
@@ -56,11 +57,14 @@ from deepclust.kernels.kmeans_update._triton import (
 def _load_keys(
     x_ptr, stride_xn, stride_xd,
     mu_ptr, m_ptr, half_norm_ptr, origin_ptr,
-    offs_n, offs_k, n, k, d,
+    held, offs_n, offs_k, n, k, d,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """What the nearest centroid has the least of (BLOCK_N, BLOCK_K); infinite past K."""
+    """What the nearest centroid has the least of (BLOCK_N, BLOCK_K); infinite past K.
+
+    `held` are the whole rows x less the origin, or None where they are loaded here.
+    """
     dtype: tl.constexpr = mu_ptr.dtype.element_ty
     if m_ptr is None:
         start = tl.where(offs_k < k, 0.0, float("inf")).to(dtype)
@@ -68,11 +72,19 @@ def _load_keys(
         return differences(x_ptr, stride_xn, stride_xd, mu_ptr, None, acc, offs_n, offs_k, n, k, d)
     else:
         product = tl.zeros((BLOCK_N, BLOCK_K), dtype)
-        for first in range(0, d, BLOCK_D):
-            offs_d = first + tl.arange(0, BLOCK_D)
-            x = load_points(x_ptr, stride_xn, stride_xd, origin_ptr, offs_n, offs_d, n, d, dtype)
-            m = load_matrix(m_ptr, offs_k, offs_d, k, d)
-            product = tl.dot(x, tl.trans(m), product, input_precision=PRECISION, out_dtype=dtype)
+        if held is not None:
+            m = load_matrix(m_ptr, offs_k, tl.arange(0, BLOCK_D), k, d)
+            product = tl.dot(held, tl.trans(m), product, input_precision=PRECISION, out_dtype=dtype)
+        else:
+            for first in range(0, d, BLOCK_D):
+                offs_d = first + tl.arange(0, BLOCK_D)
+                x = load_points(
+                    x_ptr, stride_xn, stride_xd, origin_ptr, offs_n, offs_d, n, d, dtype
+                )
+                m = load_matrix(m_ptr, offs_k, offs_d, k, d)
+                product = tl.dot(
+                    x, tl.trans(m), product, input_precision=PRECISION, out_dtype=dtype
+                )
         half_norm = tl.load(half_norm_ptr + offs_k, mask=offs_k < k, other=float("inf"))
         return half_norm[None, :] - product
 
@@ -83,17 +95,21 @@ def _nearest(
     mu_ptr, m_ptr, half_norm_ptr, origin_ptr,
     offs_n, n, k, d,
     PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, HOLD: tl.constexpr,
 ):  # fmt: skip
     """The label of each row, -1 past N, and its squared distance (BLOCK_N,)."""
     dtype: tl.constexpr = mu_ptr.dtype.element_ty
     offs_k = tl.arange(0, BLOCK_K)
     best = tl.full((BLOCK_N, BLOCK_K), float("inf"), dtype)
     tile = tl.zeros((BLOCK_N, BLOCK_K), tl.int32)
+    held = None
+    if HOLD:
+        offs_d = tl.arange(0, BLOCK_D)
+        held = load_points(x_ptr, stride_xn, stride_xd, origin_ptr, offs_n, offs_d, n, d, dtype)
     for first in range(0, k, BLOCK_K):
         key = _load_keys(
             x_ptr, stride_xn, stride_xd, mu_ptr, m_ptr, half_norm_ptr, origin_ptr,
-            offs_n, first + offs_k, n, k, d, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
+            held, offs_n, first + offs_k, n, k, d, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
         )  # fmt: skip
         wins = key < best
         best = tl.where(wins, key, best)
@@ -120,12 +136,12 @@ def _kmeans_assign_fwd_kernel(
     labels_ptr, sq_dist_ptr,
     n, k, d,
     PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, HOLD: tl.constexpr,
 ):  # fmt: skip
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     label, sq_dist = _nearest(
         x_ptr, stride_xn, stride_xd, mu_ptr, m_ptr, half_norm_ptr, origin_ptr,
-        offs_n, n, k, d, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
+        offs_n, n, k, d, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D, HOLD,
     )  # fmt: skip
     tl.store(labels_ptr + offs_n, label.to(tl.int64), mask=offs_n < n)
     tl.store(sq_dist_ptr + offs_n, sq_dist, mask=offs_n < n)
@@ -152,7 +168,7 @@ def _kmeans_assign_and_update_kernel(
         mask_n = offs_n < n
         label, sq_dist = _nearest(
             x_ptr, stride_xn, stride_xd, mu_ptr, m_ptr, half_norm_ptr, origin_ptr,
-            offs_n, n, k, d, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D,
+            offs_n, n, k, d, PRECISION, BLOCK_N, BLOCK_K, BLOCK_D, False,
         )  # fmt: skip
         tl.store(labels_ptr + offs_n, label.to(tl.int64), mask=mask_n)
         tl.store(sq_dist_ptr + offs_n, sq_dist, mask=mask_n)
@@ -181,7 +197,9 @@ def _pack(centroids: Tensor, precision: str) -> _Nearest:
     mu, d, dtype = centroids.contiguous(), centroids.shape[1], centroids.dtype
     chip = chip_of(mu.device)
     direct = d <= DIRECT_WIDTH
-    tiles = tiles_for("columns" if direct else "nearest", chip, d, len(mu), dtype.itemsize)
+    tiles = tiles_for("columns" if direct else "held", chip, d, len(mu), dtype.itemsize)
+    if not direct and d > tiles.d:
+        tiles = tiles_for("nearest", chip, d, len(mu), dtype.itemsize)
     args: tuple[Tensor | None, ...] = (mu, None, None, None)
     if not direct:
         origin = origin_of(mu)
@@ -208,6 +226,7 @@ def forward(x: Tensor, centroids: Tensor, precision: str, check: bool) -> tuple[
     launch(
         _kmeans_assign_fwd_kernel, (cdiv(n, packed.tiles.n),), x, *x.stride(), *packed.args,
         labels, sq_dist, n, k, d, tiles=packed.tiles, **packed.constants,
+        HOLD=d > DIRECT_WIDTH and d <= packed.tiles.d,
     )  # fmt: skip
     return labels, sq_dist
 
