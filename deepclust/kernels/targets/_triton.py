@@ -44,7 +44,7 @@ def _to_power(ratio, POWER: tl.constexpr):
     return tl.where(ratio > 0, tl.exp(POWER * tl.log(ratio)), 0.0)
 
 
-@triton.jit(do_not_specialize=["n", "k", "n_parts"])
+@triton.jit(do_not_specialize=["n", "k", "stride_qn", "n_parts"])
 def _targets_frequencies_kernel(
     q_ptr, stride_qn, stride_qk,
     f_ptr,
@@ -64,7 +64,7 @@ def _targets_frequencies_kernel(
     tl.store(f_ptr + part * k + offs_k, f, mask=mask_k)
 
 
-@triton.jit(do_not_specialize=["n", "k"])
+@triton.jit(do_not_specialize=["n", "k", "stride_qn"])
 def _targets_fwd_kernel(
     q_ptr, stride_qn, stride_qk,
     factor_ptr, p_ptr,
@@ -118,13 +118,13 @@ def forward(
     n, k = q.shape
     chip = chip_of(q.device)
     tiles = tiles_for("stream", chip, k, itemsize=q.dtype.itemsize)
-    # As many numbers as the table says, in rows as long as they are.
-    elements = tiles.n * tiles.k
-    block_k = min(power_of_2(k), elements)
+    # As many numbers as the table says, in rows as long as they are, up to a power of 2.
+    elements, wide = tiles.n * tiles.k, max(16, power_of_2(k))
+    block_k = min(wide, elements)
     if frequencies is None:
         parts = parts_of(n, tiles.n, 8 * k)
         partial = torch.empty(parts, k, dtype=torch.float64, device=q.device)
-        block = min(power_of_2(k), tiles.k)
+        block = min(wide, tiles.k)
         launch(
             _targets_frequencies_kernel, (cdiv(k, block), parts), q, *q.stride(), partial,
             n, k, parts, tiles=tiles, BLOCK_N=elements // block, BLOCK_K=block,
