@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import deepclust
 from deepclust import functional as F
@@ -165,6 +167,45 @@ def test_triton_cuts_long_inputs_into_segments(monkeypatch: pytest.MonkeyPatch) 
         found += F.frequencies(case.z.detach(), case.head, backend="triton")[:2]
     for a, b in zip(whole, cut, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+class Watch(TorchDispatchMode):
+    """Refuses operations that would wait for a GPU, and notes the largest tensor that is made."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in self.WAITING
+        found = func(*args, **(kwargs or {}))
+        made = [value for value in tree_leaves(found) if isinstance(value, Tensor)]
+        self.largest = max([self.largest, *(value.numel() for value in made)])
+        return found
+
+
+@INTERPRETED
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_triton_waits_for_nothing_and_holds_nothing_of_n_times_k(kind: str) -> None:
+    n, d, k = 260, 3, 150
+    case, old = make_case(kind, (n, d, k)).leaves(), make_case(kind, (n, d, k), seed=5)
+    options = {"backend": "triton", "check": False}
+    labels = torch.arange(n) % k
+    with Watch() as watch:
+        f, _, _ = F.frequencies(old.z, old.head, previous_labels=labels, **options)
+        snapshot = F.freeze_target(old.z, old.head, frequencies=f, **options)
+        # The losses compute their gradients here; on the CPU, their backward looks at a number.
+        F.target_loss(case.z, case.head, snapshot, **options)
+        F.kmeans_loss(case.z, old.z[:k], labels, **options)
+        found, _ = F.kmeans_assign(old.z, old.z[:k], **options)
+        F.kmeans_update(old.z, found, k, **options)
+    assert watch.largest < n * k / 2
+    with Watch():
+        q = F.assign(case.z, case.head, **options)
+        F.dec_target(q.detach(), **options)
+        q.sum().backward()
 
 
 @INTERPRETED
