@@ -1,4 +1,4 @@
-"""The one way in which Triton kernels are launched, and the form in which they take a tensor."""
+"""The one way in which Triton kernels are launched, and how their work is cut into parts."""
 
 from __future__ import annotations
 

@@ -44,6 +44,7 @@ class PackedHead:
     Attributes:
         args: Tensors a (K, D), b (K, D), offset (K,) and origin (D,); None for what is not.
         form: FORM of the kernels, and nu their NU.
+        moments: How many matrices (K, D) of sums the parameters' gradients take.
         direct: DIRECT of the kernels.
 
     In products, a and b multiply x and x^2; in direct differences, a is mu and b the precision.
@@ -52,11 +53,13 @@ class PackedHead:
     def __init__(self, head: Head) -> None:
         self.head = head
         self.k, self.d = head.n_clusters, head.n_features
+        self.moments = 2 if isinstance(head, Gaussian) else 1
         self.direct = self.d <= _tiles.DIRECT_WIDTH and not isinstance(head, Linear)
         first = head.params[0].contiguous()
-        origin = origin_of(first)
+        self.origin: Tensor | None = None
         self.nu, b, offset = 1.0, None, None
         if isinstance(head, StudentT):
+            self.origin = origin = origin_of(first)
             self.nu = head.nu
             self.form = "rational" if head.nu == 1 else "student_t"
             a = first if self.direct else first - origin
@@ -67,6 +70,7 @@ class PackedHead:
             offset = None if head.bias is None else head.bias.contiguous()
         else:
             assert isinstance(head, Gaussian)
+            self.origin = origin = origin_of(first)
             self.form = "gaussian"
             constants = head.log_weights - head.log_normalisers()
             precision = torch.exp(-head.log_var)
@@ -76,7 +80,6 @@ class PackedHead:
                 mu = first - origin
                 a, b = (mu * precision).contiguous(), (precision / -2).contiguous()
                 offset = constants - (mu * a).sum(1) / 2
-        self.origin = None if isinstance(head, Linear) else origin
         self.args = (a, b, offset, self.origin)
 
     def tiles(self, chip: Chip) -> Tiles:
@@ -86,9 +89,8 @@ class PackedHead:
     def gradient_tiles(self, chip: Chip) -> tuple[Tiles, bool]:
         """The tiles for what pulls back, and whether one of them holds all clusters and columns."""
         tiles = self._tiles("fused", chip)
-        moments = 2 if self.form == "gaussian" else 1
         # 1024 sums are what the registers of four warps hold beside the rest.
-        if self.k <= tiles.k and self.d <= tiles.d and moments * tiles.k * tiles.d <= 1024:
+        if self.k <= tiles.k and self.d <= tiles.d and self.moments * tiles.k * tiles.d <= 1024:
             return tiles, True
         return self._tiles("gradient", chip), False
 
@@ -117,9 +119,7 @@ class Sums:
     """
 
     def __init__(self, packed: PackedHead, n: int, tiles: Tiles, device: torch.device) -> None:
-        self.packed = packed
-        k, d, dtype = packed.k, packed.d, packed.head.dtype
-        moments = 2 if packed.form == "gaussian" else 1
+        k, d, moments, dtype = packed.k, packed.d, packed.moments, packed.head.dtype
         self.parts = parts_of(n, tiles.n, moments * k * d * dtype.itemsize)
         self.args = (
             torch.empty(self.parts, k, dtype=dtype, device=device),
