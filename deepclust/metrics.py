@@ -1,4 +1,4 @@
-"""How well clusters agree with known classes: accuracy, mutual information, Rand index.
+"""How well clusters agree with known classes, and, where none are known, with one another.
 
 Labels are names and nothing more: integers of any sign, strings, booleans, in lists, NumPy arrays
 or torch tensors on any device. The two sides may use different names, and more or fewer of them.
@@ -7,19 +7,30 @@ With no samples at all the three scores are 1.0, as scikit-learn's clustering sc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 
-# scipy.optimize and sklearn.metrics take a second to import: the functions that need them do it.
+# scipy and sklearn take a second to import: the functions that need them do it.
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     Labels: TypeAlias = ArrayLike | torch.Tensor
 
-__all__ = ["adjusted_rand", "clustering_accuracy", "confusion_matrix", "normalized_mutual_info"]
+__all__ = [
+    "Stability",
+    "adjusted_rand",
+    "clustering_accuracy",
+    "confusion_matrix",
+    "normalized_mutual_info",
+    "stability",
+]
 
 
 def clustering_accuracy(labels_true: Labels, labels_pred: Labels) -> float:
@@ -153,6 +164,192 @@ def confusion_matrix(
         order = np.concatenate([columns, np.setdiff1d(np.arange(len(clusters)), columns)])
         table, clusters = table[:, order], clusters[order]
     return table, classes, clusters
+
+
+@dataclass(frozen=True, eq=False)
+class Stability:
+    """What `stability` found; printed, it is a table.
+
+    Attributes:
+        n_clusters: The numbers of clusters K that were tried, (n_K,).
+        scores: Agreement of each pair of fits, (n_K, n_pairs).
+    """
+
+    n_clusters: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean agreement for each K, (n_K,)."""
+        means: NDArray[np.float64] = self.scores.mean(1)
+        return means
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """Standard deviation of the agreement for each K, (n_K,)."""
+        deviations: NDArray[np.float64] = self.scores.std(1)
+        return deviations
+
+    @property
+    def best(self) -> int:
+        """The largest K whose mean is within one standard deviation of the highest mean.
+
+        Clusters that lie in groups are stable as groups too, so that of several stable K the
+        largest says most (Ben-Hur, Elisseeff and Guyon, 2002); and chance alone makes small K look
+        more stable (von Luxburg, "Clustering stability: an overview", 2010).
+        """
+        top = int(self.mean.argmax())
+        return int(self.n_clusters[self.mean >= self.mean[top] - self.std[top]].max())
+
+    def __str__(self) -> str:
+        rows = [
+            f"{k:4d}  {mean:6.3f}  {std:5.3f}{'  best' if k == self.best else ''}"
+            for k, mean, std in zip(self.n_clusters, self.mean, self.std, strict=True)
+        ]
+        return "\n".join(["   K    mean    std", *rows])
+
+
+def stability(
+    estimator: Any,
+    X: Any,
+    n_clusters: Iterable[int] = range(2, 11),
+    *,
+    n_repeats: int = 10,
+    subsample: float = 0.8,
+    random_state: Any = None,
+) -> Stability:
+    """How alike clusterings of random parts of X are, for each number of clusters K.
+
+        S_K = 2 / (R (R - 1)) sum_{r < s} ARI(labels_r, labels_s)
+
+    where labels_r are those of a fit on the r-th of R subsamples (Ben-Hur, Elisseeff and Guyon, "A
+    stability based method for discovering structure in clustered data", PSB 2002). With too many
+    clusters it is chance that decides where a true one is cut, and with too few which are joined;
+    then S_K falls. Scores of different K are comparable because ARI is corrected for chance (Lange
+    et al., "Stability-based validation of clustering solutions", 2004, normalise for that), and the
+    subsamples are the same for every K. Where no K scores high, the data have no clusters that this
+    estimator finds.
+
+    A fit that leaves some of its K clusters without rows agrees with nothing: its pairs score 0, or
+    a method that collapses to one cluster would be the most stable of all.
+
+    The cost is R fits a K. Deep estimators take minutes each: give them `pretrained=`, or cluster
+    the codes of one autoencoder by k-means.
+
+    Args:
+        estimator: A clusterer in the manner of scikit-learn with the parameter `n_clusters`; it is
+            cloned. One that can `predict` labels all rows of X after each fit. Others are compared
+            on the rows that two subsamples share.
+        X: Rows (N, D): an array, memory map, tensor or sparse array. Subsamples are copies.
+        n_clusters: The K to try, each at least 2: with one cluster there is nothing to agree on.
+        n_repeats: R, the fits for each K, at least 2.
+        subsample: The share of the rows in a subsample, above 0 and at most 1. With 1 only the
+            estimator's own randomness differs between fits.
+        random_state: Seed or RandomState, for subsamples and fits.
+
+    Returns:
+        The scores; its `best` is a K, and printed it is a table.
+
+    Raises:
+        TypeError: If the estimator has no parameter `n_clusters`.
+        ValueError: If a number is out of its range, or subsamples have, or share, too few rows.
+
+    Examples:
+        >>> from sklearn.datasets import make_blobs
+        >>> from deepclust.cluster import KMeans
+        >>> X, _ = make_blobs(200, centers=[[0, 0], [9, 0], [0, 9]], random_state=0)
+        >>> found = stability(KMeans(), X, range(2, 5), random_state=0)
+        >>> found.best
+        3
+    """
+    from sklearn.base import clone
+    from sklearn.utils import check_random_state
+
+    parameters = _parameters(estimator)
+    X = _indexable(X)
+    ks = [_whole("n_clusters", k, 2) for k in n_clusters]
+    if not ks:
+        raise ValueError("n_clusters: got none; it takes one or more integers of at least 2")
+    _whole("n_repeats", n_repeats, 2)
+    if not 0 < subsample <= 1:
+        raise ValueError(f"subsample: got {subsample!r}; it takes a share above 0, at most 1")
+    n = X.shape[0]
+    size = round(subsample * n)
+    if max(ks) > size:
+        raise ValueError(
+            f"n_clusters: got {max(ks)}, more than the {size} rows of a subsample of {n}"
+        )
+    rng = check_random_state(random_state)
+    # In the order of X, which reads a memory map from its start to its end.
+    samples = [np.sort(rng.permutation(n)[:size]) for _ in range(n_repeats)]
+    scores = []
+    for k in ks:
+        fits = []
+        for rows in samples:
+            model = clone(estimator).set_params(n_clusters=k)
+            if "random_state" in parameters:
+                model.set_params(random_state=int(rng.randint(2**31 - 1)))
+            model.fit(_take(X, rows))
+            if hasattr(model, "predict"):
+                rows, labels = np.arange(n), np.asarray(model.predict(X))
+            else:
+                labels = np.asarray(model.labels_)
+            fits.append((rows, labels, len(np.unique(labels)) == k))
+        scores.append([_agreement(one, other, k) for one, other in combinations(fits, 2)])
+    return Stability(np.array(ks), np.array(scores))
+
+
+_Fit: TypeAlias = "tuple[NDArray[np.intp], NDArray[Any], bool]"
+
+
+def _agreement(one: _Fit, other: _Fit, k: int) -> float:
+    """ARI of two fits (row numbers, their labels, whether all K clusters have rows)."""
+    (rows, labels, complete), (other_rows, other_labels, other_complete) = one, other
+    shared, here, there = np.intersect1d(rows, other_rows, True, return_indices=True)
+    if len(shared) <= k:
+        raise ValueError(
+            f"subsample: two subsamples share {len(shared)} rows, too few to compare {k} clusters"
+            " of an estimator that cannot predict; a larger share is needed"
+        )
+    if not (complete and other_complete):
+        return 0.0
+    return adjusted_rand(labels[here], other_labels[there])
+
+
+def _parameters(estimator: Any) -> dict[str, Any]:
+    try:
+        parameters: dict[str, Any] = estimator.get_params()
+    except (AttributeError, TypeError):  # none, or that of a class
+        parameters = {}
+    if "n_clusters" not in parameters:
+        raise TypeError(
+            f"estimator: got {estimator!r}; it takes a clusterer with the parameter n_clusters"
+        )
+    return parameters
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name}: got {value!r}; it takes integers of at least {least}")
+    return int(value)
+
+
+def _indexable(X: Any) -> Any:
+    """Data whose rows can be picked by number."""
+    from scipy import sparse
+
+    is_sparse: bool = sparse.issparse(X)
+    if is_sparse:
+        X = X.tocsr()
+    elif not isinstance(X, (np.ndarray, torch.Tensor)):
+        X = np.asarray(X)
+    if X.ndim != 2:
+        raise ValueError(f"X: got shape {tuple(X.shape)}; it takes (N, D)")
+    return X
+
+
+def _take(X: Any, rows: NDArray[np.intp]) -> Any:
+    return X[torch.from_numpy(rows).to(X.device) if isinstance(X, torch.Tensor) else rows]
 
 
 def _match(table: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
