@@ -1,0 +1,78 @@
+"""The grid of experiments/run.py, as plain data: data sets, and settings of methods.
+
+Nothing here is chosen by labels. What differs between data sets follows from rules, below, that
+read the numbers of rows and of clusters alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Data:
+    """A file in the folder of data sets.
+
+    Attributes:
+        file: its name; deepclust.datasets.load reads it.
+        n_clusters: K, which is the number of classes.
+        unit_rows: divide each row by its length.
+    """
+
+    file: str
+    n_clusters: int
+    unit_rows: bool = False
+
+
+DATA = {
+    "optdigits": Data("optdigits.npz", 10),
+    "usps": Data("usps.npz", 10),
+    "usps_11000": Data("usps_11000.npz", 10),
+    "mnist": Data("mnist.npz", 10),
+    "r8": Data("reuters21578_r8_tfidf2000.npz", 8),
+    "stackoverflow": Data("emb_minilm_stackoverflow.npz", 20, unit_rows=True),
+}
+
+# In place of an image_shape: that of the data.
+OF_THE_DATA = "of the data"
+
+# method: a name of deepclust.cluster, or one of run.METHODS. The rest are its parameters, but for
+#     subsample: on data of more rows, fit so many of them, drawn by the seed.
+# regularisers, where given, is {a name of deepclust.cluster.regularisers: its arguments}.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "k-means": {"method": "k-means", "n_init": 20},
+    "k-means-sklearn": {"method": "scikit-learn k-means", "n_init": 20},
+    "spectral": {
+        "method": "spectral",
+        "affinity": "nearest_neighbors",
+        "n_neighbors": 10,
+        "subsample": 10_000,
+    },
+    "ae-k-means-inertia": {"method": "autoencoder + k-means", "init_criterion": "inertia"},
+    "ae-k-means-gaussian": {"method": "autoencoder + k-means", "init_criterion": "gaussian"},
+    "dec": {"method": "DEC"},
+    "dec-inertia": {"method": "DEC", "init_criterion": "inertia"},
+    "dec-conv": {"method": "DEC", "network": "conv", "image_shape": OF_THE_DATA},
+    "idec": {"method": "IDEC"},
+    "idec-conv": {"method": "IDEC", "network": "conv", "image_shape": OF_THE_DATA},
+    "dcn": {"method": "DCN"},
+    "abc": {"method": "ABC"},
+    "vade": {"method": "VaDE"},
+}
+
+
+def rules(setting: dict[str, Any], n_rows: int, n_clusters: int) -> dict[str, Any]:
+    """What a deep setting gets on data of this size; its own parameters come before these."""
+    given: dict[str, Any] = {"latent_dim": max(10, n_clusters), "autocast": "bfloat16"}
+    if setting["method"] == "autoencoder + k-means":
+        given["max_updates"] = 0
+    if setting.get("preset", "quick") == "quick":
+        # In proportion to the rows, 2,500 for 5,620 of them, to the nearest 500; at most 14,000,
+        # which is what a CPU does to MNIST in an hour.
+        given["tune_updates"] = min(500 * max(1, round(n_rows * 2_500 / 5_620 / 500)), 14_000)
+        if n_rows >= 50_000:
+            given.setdefault("max_updates", 7_000)
+            if setting["method"] in ("DEC", "IDEC"):
+                given["update_interval"] = 140
+    return given
