@@ -2,11 +2,11 @@
 
     python -m experiments.run --data-dir DIR --data optdigits --settings dec k-means --seeds 0-9
 
-The data and settings are those of experiments/settings.py. A run writes OUT/DATA/SETTING/SEED.json
-when it ends; one that is there already is skipped, and one that was interrupted goes on from its
-checkpoint. Autoencoders are trained once for each seed and shared by all settings that begin with
-the same. Checkpoints and autoencoders lie in the cache. Labels are read for the figures alone.
-experiments/tables.py makes docs/results.md of the JSON.
+Data and settings are those of experiments/settings.py. A run that ends writes
+OUT/DATA/SETTING/SEED.json; one that is there already is skipped, and one that was interrupted goes
+on from its checkpoint. Autoencoders are trained once a seed and shared by all settings that begin
+with the same; they and the checkpoints lie in the cache. Labels are read for the figures alone.
+`python -m experiments.tables` makes docs/results.md of the JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import inspect
 import json
+import os
 import platform
 import sys
 import time
@@ -34,6 +35,7 @@ from deepclust import _files, backends, cluster, datasets, metrics
 from experiments.settings import DATA, OF_THE_DATA, SETTINGS, Data, rules
 
 HERE = Path(__file__).parent
+POINTS = 40  # of a series in the JSON, at most
 
 # Methods that are not names of deepclust.cluster.
 METHODS: dict[str, Any] = {
@@ -42,89 +44,58 @@ METHODS: dict[str, Any] = {
     "spectral": sklearn.cluster.SpectralClustering,
     "autoencoder + k-means": cluster.DEC,
 }
+SHALLOW = ("k-means", "scikit-learn k-means", "spectral")
 
-# The parameters of an estimator that its pre-training reads; of these it alone reads the last four.
+# The parameters of an estimator that its pre-training reads, and those that nothing else does.
+PRETRAINING_ALONE = ("layer_updates", "dropout", "tune_updates", "pretrain_lr")
 PRETRAINING = (
-    "preset",
-    "network",
-    "image_shape",
-    "features",
-    "hidden",
-    "latent_dim",
-    "scale",
-    "batch_size",
-    "optimizer",
-    "autocast",
-    "layer_updates",
-    "dropout",
-    "tune_updates",
-    "pretrain_lr",
+    *("preset", "network", "image_shape", "features", "hidden", "latent_dim", "scale"),
+    *("batch_size", "optimizer", "autocast"),
+    *PRETRAINING_ALONE,
 )
-
-# The parameters that do not change what is computed, or differ between the runs of one setting.
+# Those that do not change what is computed, or are no setting's own.
 NOT_CONFIG = (
-    "backend",
-    "callbacks",
-    "checkpoint",
-    "copy_x",
-    "cuda_graphs",
-    "device",
-    "n_jobs",
-    "pretrained",
-    "random_state",
-    "verbose",
+    *("backend", "callbacks", "checkpoint", "copy_x", "cuda_graphs", "device", "n_jobs"),
+    *("pretrained", "random_state", "verbose"),
 )
-
-POINTS = 40  # of a series, at most
 
 
 class RefusedError(Exception):
     """A run that cannot begin; the message says why."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Job:
-    """One run: what is fitted, and where its figures go."""
+    """One run.
+
+    Attributes:
+        data, setting, seed: its names.
+        config: what it computes, as JSON holds it.
+        make: the estimator, with keywords in addition.
+        pretrain: the same for the one that trains the autoencoder; None where there is none.
+    """
 
     data: str
     setting: str
     seed: int
-    make: Callable[..., Any]  # keywords in addition -> the estimator
-    pretrain: Callable[..., Any] | None  # the same for the estimator that trains the autoencoder
     config: dict[str, Any]
-    file: Path
-    cache: Path
+    make: Callable[..., Any]
+    pretrain: Callable[..., Any] | None
 
-    def __str__(self) -> str:
-        return f"{self.data} {self.setting} seed {self.seed}"
+    def file(self, out: Path) -> Path:
+        return out / self.data / self.setting / f"{self.seed}.json"
 
-    @property
-    def done(self) -> bool:
-        if not self.file.exists():
-            return False
-        if json.loads(self.file.read_text())["config"] != self.config:
-            raise RefusedError(f"{self.file} holds a run of another configuration")
-        return True
+    def checkpoint(self, cache: Path) -> Path:
+        name = f"{self.setting}-{_digest(self.config)}-seed{self.seed}.checkpoint"
+        return cache / self.data / name
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.cache / f"{self.setting}-{_digest(self.config)}-seed{self.seed}.checkpoint"
-
-    @property
-    def network(self) -> Path:
-        name = f"network-{_digest(self.config['pretraining'])}-seed{self.seed}"
-        return self.cache / f"{name}.safetensors"
+    def network(self, cache: Path) -> Path:
+        name = f"network-{_digest(self.config['pretraining'])}-seed{self.seed}.safetensors"
+        return cache / self.data / name
 
 
 def plan(
-    data: str,
-    spec: Data,
-    loaded: datasets.Dataset,
-    name: str,
-    setting: dict[str, Any],
-    seed: int,
-    out: Path,
-    cache: Path,
+    data: str, name: str, seed: int, spec: Data, setting: dict[str, Any], loaded: datasets.Dataset
 ) -> Job:
     """The run of a setting on loaded data."""
     method = setting["method"]
@@ -132,15 +103,14 @@ def plan(
     if kind is None:
         raise RefusedError(f"deepclust.cluster has no {method}")
     n, k = len(loaded), spec.n_clusters
-    deep = method == "autoencoder + k-means" or method not in METHODS
-    given = {name: value for name, value in setting.items() if name not in ("method", "subsample")}
-    if deep:
-        given = rules(setting, n, k) | given
+    given = {key: value for key, value in setting.items() if key not in ("method", "subsample")}
+    ruled = {} if method in SHALLOW else rules(setting, n, k)
+    given |= {key: value for key, value in ruled.items() if key not in given}
+    given["n_clusters"] = k
     if given.get("image_shape") == OF_THE_DATA:
         if loaded.image_shape is None:
-            raise RefusedError(f"it takes images, and {data} has none")
+            raise RefusedError("the setting takes images, which these data are not")
         given["image_shape"] = loaded.image_shape
-    given["n_clusters"] = k
     subsample = setting.get("subsample", n)
     config = {
         "data": {
@@ -156,17 +126,17 @@ def plan(
         "pretraining": None,
     }
     pretrain = None
-    if deep:
-        # One autoencoder serves every method but VaDE, whose encoder has a variance too.
+    if method not in SHALLOW:
+        # One autoencoder serves every method but VaDE, whose encoder gives variances too.
         trainer = kind if method == "VaDE" else cluster.DEC
-        start = {name: given[name] for name in PRETRAINING if name in given}
+        start = {key: given[key] for key in PRETRAINING if key in given}
         start |= {"n_clusters": k, "max_updates": 0, "n_init": 1}
         values = resolved(trainer, start)
         config["pretraining"] = {"estimator": trainer.__name__} | {
-            name: values[name] for name in PRETRAINING if name in values
+            key: values[key] for key in PRETRAINING if key in values
         }
-        for unread in PRETRAINING[-4:]:
-            config["parameters"].pop(unread, None)
+        for key in PRETRAINING_ALONE:
+            config["parameters"].pop(key, None)
 
         def pretrain(**more: Any) -> Any:
             return trainer(**start, random_state=seed, **more)
@@ -174,8 +144,8 @@ def plan(
     def make(**more: Any) -> Any:
         return kind(**_with_regularisers(given), random_state=seed, **more)
 
-    config = json.loads(json.dumps(config))  # tuples as they will be read again
-    return Job(data, name, seed, make, pretrain, config, out / data / name / f"{seed}.json", cache)
+    config = json.loads(json.dumps(config))  # as it will be read again
+    return Job(data, name, seed, config, make, pretrain)
 
 
 def resolved(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -203,28 +173,53 @@ def _with_regularisers(given: dict[str, Any]) -> dict[str, Any]:
     return given | {"regularisers": made}
 
 
-def run(job: Job, loaded: datasets.Dataset, device: str) -> dict[str, Any]:
-    """Fit, and return what the JSON file holds of it."""
-    X, y = loaded.X, loaded.y
+def is_done(job: Job, file: Path) -> bool:
+    """Whether the file holds this run; another one is not written over."""
+    if not file.exists():
+        return False
+    was, now = _flat(json.loads(file.read_text())["config"]), _flat(job.config)
+    changed = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+    if changed:
+        raise RefusedError(
+            f"{file} holds a run of another configuration: "
+            + "; ".join(f"{name} was {was.get(name)}, is {now.get(name)}" for name in changed)
+        )
+    return True
+
+
+def _flat(config: dict[str, Any]) -> dict[str, str]:
+    flat = {}
+    for part, values in config.items():
+        for name, value in (values if isinstance(values, dict) else {"": values}).items():
+            flat[f"{part} {name}".strip()] = json.dumps(value)
+    return flat
+
+
+def run(job: Job, loaded: datasets.Dataset, cache: Path, device: str) -> dict[str, Any]:
+    """Fit, and return what JSON holds of the result."""
+    X: Any = loaded.X
+    y: Any = loaded.y
     if job.config["data"]["subsample"] is not None:
         rng = np.random.default_rng(job.seed)
-        rows = np.sort(rng.choice(len(X), job.config["data"]["subsample"], replace=False))
+        rows = np.sort(rng.choice(len(loaded), job.config["data"]["subsample"], replace=False))
         X, y = X[rows], y[rows]
-    start = time.perf_counter()
+    result: dict[str, Any] = {}
     if job.pretrain is None:
         dense = X.toarray() if hasattr(X, "toarray") else X
+        start = time.perf_counter()
         estimator = job.make().fit(np.asarray(dense, np.float32))
-        seconds, result = time.perf_counter() - start, {}
+        seconds = time.perf_counter() - start
     else:
-        trained = network(job, X, device)
+        trained = network(job, X, cache, device)
+        checkpoint = job.checkpoint(cache)
         estimator = job.make(
             pretrained=trained["network"],
             callbacks=[figures(y)],
-            checkpoint=job.checkpoint,
+            checkpoint=checkpoint,
             device=device,
             verbose=int(sys.stderr.isatty()),
         )
-        seconds = fit(estimator, X, job.checkpoint)
+        seconds = fit(estimator, X, checkpoint)
         result = {
             "pretraining": {name: trained[name] for name in ("seconds", "updates", "history")},
             "updates": estimator.n_iter_,
@@ -232,21 +227,27 @@ def run(job: Job, loaded: datasets.Dataset, device: str) -> dict[str, Any]:
             "history": thinned(estimator.history_),
         }
     sizes = np.bincount(estimator.labels_, minlength=job.config["given"]["n_clusters"])
-    return scores(y, estimator.labels_) | {
+    found = {
+        "acc": metrics.clustering_accuracy(y, estimator.labels_),
+        "nmi": metrics.normalized_mutual_info(y, estimator.labels_),
+        "ari": metrics.adjusted_rand(y, estimator.labels_),
+    }
+    return {
+        **{name: round(value, 6) for name, value in found.items()},
         "sizes": sizes.tolist(),
         "seconds": round(seconds, 1),
         **result,
     }
 
 
-def network(job: Job, X: Any, device: str) -> dict[str, Any]:
+def network(job: Job, X: Any, cache: Path, device: str) -> dict[str, Any]:
     """The autoencoder that the run begins with, from the cache or trained now."""
-    kind = "pretrained network"
-    if job.network.exists():
-        tree: dict[str, Any] = _files.load_tree(job.network, kind=kind)
+    file, kind = job.network(cache), "pretrained network"
+    if file.exists():
+        tree: dict[str, Any] = _files.load_tree(file, kind=kind)
         return tree
     assert job.pretrain is not None
-    checkpoint = job.network.with_suffix(".checkpoint")
+    checkpoint = file.with_suffix(".checkpoint")
     estimator = job.pretrain(checkpoint=checkpoint, device=device, verbose=int(sys.stderr.isatty()))
     seconds = fit(estimator, X, checkpoint)
     series = estimator.history_.items()
@@ -256,19 +257,19 @@ def network(job: Job, X: Any, device: str) -> dict[str, Any]:
         "updates": estimator.n_iter_,
         "history": thinned({name: s for name, s in series if not name.startswith("cluster/")}),
     }
-    _files.save_tree(job.network, tree, kind=kind)
+    _files.save_tree(file, tree, kind=kind)
     return tree
 
 
 def fit(estimator: Any, X: Any, checkpoint: Path) -> float:
-    """Fit, or go on with a fit that was interrupted; the seconds that all of it took."""
-    # A process that is killed leaves the time at which it began, and its checkpoint the time up to
-    # which its work is kept.
+    """Fit, or go on with a fit that was interrupted; the seconds that went into the result."""
+    # Of a process that was killed we know when it began, and from the checkpoint's own time how
+    # long it had worked for what is kept.
     clock = checkpoint.with_suffix(".clock")
     before = 0.0
     if resume := checkpoint.exists():
-        kept = json.loads(clock.read_text())
-        before = kept["before"] + max(0.0, checkpoint.stat().st_mtime - kept["began"])
+        last = json.loads(clock.read_text())
+        before = last["before"] + max(0.0, checkpoint.stat().st_mtime - last["began"])
     _files.write_json(clock, {"before": before, "began": time.time()})
     start = time.perf_counter()
     estimator.fit(X, resume=resume)
@@ -279,7 +280,7 @@ def fit(estimator: Any, X: Any, checkpoint: Path) -> float:
 
 
 def figures(y: Any) -> Callable[[Any], None]:
-    """A callback that adds accuracy and NMI at each refresh to the history."""
+    """A callback that adds accuracy and NMI to the history at each refresh of the clustering."""
 
     def log(run: Any) -> None:
         if run.stage.name == "cluster" and run.refreshed:
@@ -288,15 +289,6 @@ def figures(y: Any) -> Callable[[Any], None]:
             run.log("nmi", metrics.normalized_mutual_info(y, labels))
 
     return log
-
-
-def scores(y: Any, labels: Any) -> dict[str, float]:
-    found = {
-        "acc": metrics.clustering_accuracy(y, labels),
-        "nmi": metrics.normalized_mutual_info(y, labels),
-        "ari": metrics.adjusted_rand(y, labels),
-    }
-    return {name: round(value, 6) for name, value in found.items()}
 
 
 def thinned(history: dict[str, list[tuple[int, float]]]) -> dict[str, list[list[float]]]:
@@ -312,53 +304,74 @@ def load(folder: Path, spec: Data) -> datasets.Dataset:
     loaded = datasets.load(folder / spec.file)
     if not spec.unit_rows:
         return loaded
-    X = loaded.X / np.linalg.norm(loaded.X, axis=1, keepdims=True)
+    X: Any = loaded.X
+    X = X / np.linalg.norm(X, axis=1, keepdims=True)
     return datasets.Dataset(X, loaded.y, loaded.image_shape, loaded.name)
 
 
-def write(file: Path, record: dict[str, Any]) -> None:
-    """JSON of one line a key: short, and readable in a diff."""
-    lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _files.write_text(file, "{\n" + ",\n".join(lines) + "\n}\n")
-
-
 def conditions(threads: int, device: str) -> dict[str, Any]:
-    machine = f"{platform.machine()}, {backends()['cpp']}"
-    if torch.device(device).type == "cuda":
-        machine = torch.cuda.get_device_name(device)
+    on_gpu = torch.device(device).type == "cuda"
+    cpu = f"{platform.machine()} of {os.cpu_count()} cores, C++ kernels {backends()['cpp']}"
     packages = ("deepclust", "torch", "scikit-learn")
     return {
         "versions": {name: metadata.version(name) for name in packages},
-        "machine": machine,
+        "machine": f"{torch.cuda.get_device_name(device)}, {cpu}" if on_gpu else cpu,
+        "device": device,
         "threads": threads,
     }
+
+
+def command(
+    data: str, settings: Sequence[str], seeds: Sequence[int], threads: int, device: str
+) -> str:
+    """What gives these runs; where the data lie is the reader's affair."""
+    return (
+        f"python -m experiments.run --data-dir DIR --data {data} --settings {' '.join(settings)}"
+        f" --seeds {' '.join(spans(seeds))} --threads {threads}"
+        + (f" --device {device}" if device != "cpu" else "")
+    )
+
+
+def spans(seeds: Sequence[int]) -> Iterator[str]:
+    """Seeds as --seeds takes them: 0-9, or 3."""
+    seeds = sorted(seeds)
+    first = 0
+    for i, seed in enumerate(seeds):
+        if i + 1 == len(seeds) or seeds[i + 1] > seed + 1:
+            yield f"{seeds[first]}-{seed}" if first < i else str(seed)
+            first = i + 1
+
+
+def _seeds(text: str) -> list[int]:
+    first, _, last = text.partition("-")
+    return list(range(int(first), int(last or first) + 1))
 
 
 def _digest(config: Any) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def seeds(text: str) -> list[int]:
-    """3 is one seed, and 0-9 are ten."""
-    first, _, last = text.partition("-")
-    return list(range(int(first), int(last or first) + 1))
+def write(file: Path, record: dict[str, Any]) -> None:
+    """JSON with a line a key: short, and readable in a diff."""
+    lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _files.write_text(file, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def jobs(
-    args: argparse.Namespace, data: dict[str, Data], settings: dict[str, dict[str, Any]]
-) -> Iterator[tuple[str, Callable[[], Job], datasets.Dataset]]:
-    """All runs that are asked for: name, what plans it, its data."""
-    for where in args.data:
-        loaded = load(args.data_dir, data[where])
-        for seed in (seed for group in args.seeds for seed in group):
-            for name in args.settings:
-                fixed = (where, data[where], loaded, name, settings[name], seed)
-                yield (
-                    f"{where} {name} seed {seed}",
-                    lambda fixed=fixed: plan(*fixed, args.out, args.cache / fixed[0]),
-                    loaded,
-                )
+def advance(job: Job, loaded: datasets.Dataset, args: argparse.Namespace) -> str:
+    """Do what is left to do of a run; says what that was."""
+    file, checkpoint = job.file(args.out), job.checkpoint(args.cache)
+    if is_done(job, file):
+        return "done already"
+    if args.dry_run:
+        return "interrupted, to go on" if checkpoint.exists() else "to run"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    with threadpool_limits(args.threads):
+        result = run(job, loaded, args.cache, args.device)
+    line = command(job.data, [job.setting], [job.seed], args.threads, args.device)
+    record = {"command": line, "config": job.config, "seed": job.seed}
+    write(file, record | conditions(args.threads, args.device) | result)
+    return f"accuracy {result['acc']:.4f}, {result['seconds']} s"
 
 
 def main(
@@ -367,53 +380,40 @@ def main(
     settings: dict[str, dict[str, Any]] = SETTINGS,
 ) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path, required=True, help="the folder of data sets")
-    parser.add_argument("--data", nargs="+", choices=data, default=list(data), metavar="DATA")
-    parser.add_argument(
-        "--settings", nargs="+", choices=settings, default=list(settings), metavar="SETTING"
-    )
-    parser.add_argument("--seeds", nargs="+", type=seeds, default=[[0]], help="such as 0-9")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--cache", type=Path, default=HERE / "cache")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would run")
+    add = parser.add_argument
+    add("--data-dir", type=Path, required=True, help="the folder of data sets")
+    add("--data", nargs="+", choices=data, default=list(data), metavar="DATA")
+    add("--settings", nargs="+", choices=settings, default=list(settings), metavar="SETTING")
+    add("--seeds", nargs="+", type=_seeds, default=[[0]], help="such as 0-9", metavar="SEED")
+    add("--threads", type=int, default=1)
+    add("--device", default="cpu")
+    add("--out", type=Path, default=HERE / "results")
+    add("--cache", type=Path, default=HERE / "cache")
+    add("--dry-run", action="store_true", help="only say what would run")
     args = parser.parse_args(argv)
+    for name in args.data:
+        if not (args.data_dir / data[name].file).exists():
+            parser.error(f"--data-dir: {args.data_dir} has no {data[name].file}")
     torch.set_num_threads(args.threads)
-    failed = 0
-    for name, make, loaded in jobs(args, data, settings):
-        try:
-            job = make()
-            if job.done:
-                print(f"{name}: done already", flush=True)
-                continue
-            if args.dry_run:
-                print(f"{name}: {'to go on' if job.checkpoint.exists() else 'to run'}", flush=True)
-                continue
-            job.cache.mkdir(parents=True, exist_ok=True)
-            command = (
-                f"python -m experiments.run --data-dir DIR --data {job.data}"
-                f" --settings {job.setting} --seeds {job.seed} --threads {args.threads}"
-                + (f" --device {args.device}" if args.device != "cpu" else "")
-            )
-            with threadpool_limits(args.threads):
-                result = run(job, loaded, args.device)
-        except RefusedError as error:
-            print(f"{name}: {error}", flush=True)
-            failed += 1
-        except KeyboardInterrupt:
-            print(f"{name}: interrupted; the same command goes on from there", flush=True)
-            return 130
-        except Exception:
-            print(f"{name}: failed\n{traceback.format_exc()}", flush=True)
-            failed += 1
-        else:
-            record = {"command": command, "config": job.config, "seed": job.seed}
-            write(job.file, record | conditions(args.threads, args.device) | result)
-            print(f"{name}: accuracy {result['acc']:.4f}, {result['seconds']} s", flush=True)
-    if failed:
-        print(f"{failed} failed", flush=True)
-    return min(failed, 1)
+    failures = 0
+    for where in args.data:
+        loaded = load(args.data_dir, data[where])
+        for seed in (seed for span in args.seeds for seed in span):
+            for name in args.settings:
+                try:
+                    job = plan(where, name, seed, data[where], settings[name], loaded)
+                    outcome = advance(job, loaded, args)
+                except KeyboardInterrupt:
+                    print(f"{where} {name} seed {seed}: interrupted; the same command goes on")
+                    return 130
+                except RefusedError as error:
+                    outcome, failures = f"refused: {error}", failures + 1
+                except Exception:
+                    outcome, failures = f"failed\n{traceback.format_exc()}", failures + 1
+                print(f"{where} {name} seed {seed}: {outcome}", flush=True)
+    if failures:
+        print(f"{failures} refused or failed")
+    return min(failures, 1)
 
 
 if __name__ == "__main__":

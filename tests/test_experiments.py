@@ -1,0 +1,370 @@
+"""The harness of the results, experiments/, on data of a few rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from sklearn.datasets import make_blobs
+
+from deepclust import cluster
+from experiments import run, tables
+from experiments.published import PUBLISHED, SOURCES, Published
+from experiments.settings import DATA, OF_THE_DATA, SETTINGS, Data, rules
+
+TINY = {"hidden": (8,), "latent_dim": 2, "batch_size": 32, "autocast": None, "tune_updates": 20}
+GRID = {
+    "k-means": {"method": "k-means", "n_init": 2},
+    "ae": {"method": "autoencoder + k-means", "init_criterion": "inertia", **TINY},
+    "dec": {"method": "DEC", "max_updates": 20, "update_interval": 5, "tol": 0.0, **TINY},
+}
+BLOBS = {"blobs": Data("blobs.npz", 3)}
+
+
+def go(folder, *names, settings=GRID, data=BLOBS, seeds="0", more=()):
+    """Run settings of a grid on the data of a folder; returns the exit status."""
+    folders = ("--data-dir", folder, "--out", folder / "out", "--cache", folder / "cache")
+    asked = ("--settings", *names, "--seeds", *seeds.split(), *more)
+    return run.main([str(word) for word in (*folders, *asked)], data, settings)
+
+
+def write_blobs(folder):
+    X, y = make_blobs(120, centers=3, n_features=6, random_state=0)
+    np.savez(folder / "blobs.npz", X=X.astype(np.float32), y=y)
+
+
+@pytest.fixture
+def grid(tmp_path, threads):
+    """`go` on 120 points."""
+    write_blobs(tmp_path)
+    return partial(go, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with the results of two settings and three seeds."""
+    folder, before = tmp_path_factory.mktemp("finished"), torch.get_num_threads()
+    write_blobs(folder)
+    assert go(folder, "k-means", "dec", seeds="0-2") == 0
+    torch.set_num_threads(before)
+    return folder
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """What each fit of DEC was asked for."""
+    asked = []
+    fit = cluster.DEC.fit
+
+    def spy(self, X, y=None, **more):
+        asked.append({"pretrained": self.pretrained, "y": y, **more})
+        return fit(self, X, y, **more)
+
+    monkeypatch.setattr(cluster.DEC, "fit", spy)
+    return asked
+
+
+def result(folder, setting, seed=0):
+    return json.loads((folder / "out" / "blobs" / setting / f"{seed}.json").read_text())
+
+
+def test_a_run_writes_its_figures_and_how_to_repeat_it(finished):
+    found = result(finished, "dec", seed=1)
+    assert found["command"] == (
+        "python -m experiments.run --data-dir DIR --data blobs --settings dec --seeds 1 --threads 1"
+    )
+    assert (found["seed"], found["threads"], found["device"]) == (1, 1, "cpu")
+    assert found["versions"].keys() == {"deepclust", "torch", "scikit-learn"}
+    assert sum(found["sizes"]) == 120
+    assert all(0 <= found[score] <= 1 for score in ("acc", "nmi", "ari"))
+    config = found["config"]
+    assert config["parameters"]["hidden"] == [8]
+    assert config["parameters"]["cluster_lr"] == 1e-3  # the preset's
+    assert config["pretraining"]["tune_updates"] == 20
+    assert "tune_updates" not in config["parameters"]
+    assert "random_state" not in config["parameters"]
+    assert [update for update, _ in found["history"]["cluster/acc"]] == [0, 5, 10, 15, 20]
+    assert found["history"]["cluster/acc"][-1][1] == pytest.approx(found["acc"], abs=1e-4)
+    assert found["pretraining"]["history"].keys() == {"tune/reconstruction"}
+    assert (found["pretraining"]["updates"], found["updates"]) == (20, 20)
+    assert result(finished, "k-means")["config"]["pretraining"] is None
+    assert not list(finished.glob("cache/blobs/*.c*"))  # checkpoints, clocks
+
+
+def test_a_finished_run_is_skipped(grid, tmp_path, fits, capsys):
+    grid("k-means", "dec")
+    before = [file.stat().st_mtime_ns for file in tmp_path.glob("out/*/*/*")]
+    del fits[:]
+    assert grid("k-means", "dec") == 0
+    assert not fits
+    assert [file.stat().st_mtime_ns for file in tmp_path.glob("out/*/*/*")] == before
+    assert capsys.readouterr().out.count("done already") == 2
+
+
+def test_a_run_of_another_configuration_is_not_written_over(grid, tmp_path, capsys):
+    grid("k-means")
+    before = result(tmp_path, "k-means")
+    changed = {**GRID, "k-means": {**GRID["k-means"], "n_init": 3}}
+    assert grid("k-means", "ae", settings=changed) == 1
+    out = capsys.readouterr().out
+    assert "another configuration: given n_init was 2, is 3; parameters n_init was 2, is 3" in out
+    assert result(tmp_path, "k-means") == before
+    assert result(tmp_path, "ae")  # the rest goes on
+
+
+def test_settings_of_one_network_share_it_and_labels_stay_outside(grid, tmp_path, fits):
+    longer = {**GRID, "longer": {**GRID["dec"], "tune_updates": 21}}
+    assert grid("ae", "dec", "longer", settings=longer) == 0
+    trained = [asked["pretrained"] is None for asked in fits]
+    assert trained == [True, False, False, True, False]
+    assert all(asked["y"] is None for asked in fits)
+    assert len(list(tmp_path.glob("cache/blobs/network-*"))) == 2
+    ae, dec, other = (result(tmp_path, name) for name in ("ae", "dec", "longer"))
+    assert ae["pretraining"] == dec["pretraining"] != other["pretraining"]
+    for name, value in fits[1]["pretrained"].items():
+        assert np.array_equal(value, fits[2]["pretrained"][name])
+
+
+@pytest.mark.parametrize("when", [("tune", 20), ("cluster", 10)])
+def test_an_interrupted_run_goes_on_to_the_same_end(
+    when, grid, tmp_path, fits, monkeypatch, capsys
+):
+    assert grid("dec") == 0
+    whole = result(tmp_path, "dec")
+    (tmp_path / "out").rename(tmp_path / "uninterrupted")
+    for file in tmp_path.glob("cache/blobs/*"):
+        file.unlink()
+
+    def stop(at):
+        if (at.stage.name, at.update) == when:
+            raise KeyboardInterrupt
+
+    def interrupted(estimator, X, checkpoint, *, fit=run.fit):
+        estimator.callbacks = (*estimator.callbacks, stop)
+        return fit(estimator, X, checkpoint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "fit", interrupted)
+        assert grid("dec") == 130
+    assert not (tmp_path / "out").exists()
+    assert len(list(tmp_path.glob("cache/blobs/*.checkpoint"))) == 1
+    capsys.readouterr()
+    grid("dec", more=["--dry-run"])
+    expected = "to run" if when[0] == "tune" else "interrupted, to go on"
+    assert capsys.readouterr().out == f"blobs dec seed 0: {expected}\n"
+    del fits[:]
+    assert grid("dec") == 0
+    assert [asked["resume"] for asked in fits] == ([True, False] if when[0] == "tune" else [True])
+    found = result(tmp_path, "dec")
+    for name in ("config", "acc", "nmi", "ari", "sizes", "updates", "stopped", "history"):
+        assert found[name] == whole[name]
+    assert found["pretraining"]["history"] == whole["pretraining"]["history"]
+
+
+def test_seconds_of_an_interrupted_fit_count_up_to_its_checkpoint(tmp_path):
+    class Estimator:
+        def fit(self, X, *, resume):
+            self.resumed = resume
+
+    checkpoint, clock = tmp_path / "a.checkpoint", tmp_path / "a.clock"
+    assert run.fit(estimator := Estimator(), None, checkpoint) < 1
+    assert not estimator.resumed
+    checkpoint.touch()
+    os.utime(checkpoint, (1000, 1000))
+    clock.write_text('{"before": 30, "began": 960}')
+    assert 70 <= run.fit(estimator, None, checkpoint) < 71
+    assert estimator.resumed
+    assert not checkpoint.exists()
+    assert not clock.exists()
+
+
+def test_a_failure_is_shown_and_the_rest_goes_on(grid, tmp_path, capsys):
+    settings = {
+        "bad": {**GRID["dec"], "tol": -1},
+        "absent": {"method": "NoSuchMethod"},
+        "unknown": {**GRID["dec"], "no_such_parameter": 1},
+        "images": {**GRID["dec"], "image_shape": OF_THE_DATA},
+        "k-means": GRID["k-means"],
+    }
+    assert grid(*settings, settings=settings) == 1
+    out = capsys.readouterr().out
+    for line in (
+        "bad seed 0: failed\nTraceback",
+        "tol: got -1",
+        "absent seed 0: refused: deepclust.cluster has no NoSuchMethod",
+        "unknown seed 0: refused: DEC has no parameter no_such_parameter",
+        "images seed 0: refused: the setting takes images",
+        "k-means seed 0: accuracy",
+        "4 refused or failed",
+    ):
+        assert line in out
+    assert [file.parent.name for file in tmp_path.glob("out/*/*/*")] == ["k-means"]
+
+
+def test_a_dry_run_writes_nothing(grid, tmp_path, capsys):
+    assert grid("k-means", "dec", seeds="0 2-3", more=["--dry-run"]) == 0
+    assert capsys.readouterr().out.count("to run") == 6
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_missing_data_are_named(grid, capsys):
+    with pytest.raises(SystemExit):
+        grid("k-means", data={"gone": Data("gone.npz", 2)})
+    assert "has no gone.npz" in capsys.readouterr().err
+
+
+def test_sparse_and_unit_rows_and_subsamples(grid, tmp_path):
+    X, y = make_blobs(90, centers=3, n_features=6, random_state=0)
+    sparse.save_npz(tmp_path / "sparse.npz", sparse.csr_matrix(X))
+    with np.load(tmp_path / "sparse.npz") as stored:
+        np.savez(tmp_path / "sparse.npz", y=y, **stored)
+    np.savez(tmp_path / "blobs.npz", X=X, y=y)
+    unit = run.load(tmp_path, Data("blobs.npz", 3, unit_rows=True))
+    np.testing.assert_allclose(np.linalg.norm(unit.X, axis=1), 1, rtol=1e-12)
+    spectral = {"method": "spectral", "affinity": "nearest_neighbors", "n_neighbors": 5}
+    settings = {**GRID, "some": {**spectral, "subsample": 60}, "all": {**spectral, "subsample": 90}}
+    data = {"blobs": Data("sparse.npz", 3)}
+    assert grid("some", "all", "k-means", "dec", settings=settings, data=data) == 0
+    assert sum(result(tmp_path, "some")["sizes"]) == 60
+    assert sum(result(tmp_path, "all")["sizes"]) == 90
+    page = tables.page(tables.read(tmp_path / "out"))
+    assert "| `some`, 60 rows drawn | 1 |" in page
+    assert "| `all` | 1 |" in page
+
+
+def test_regularisers_are_made_from_their_names(grid, tmp_path):
+    pytest.importorskip("deepclust.cluster.regularisers")
+    extended = {**GRID["dec"], "regularisers": {"Reconstruction": {"weight": 0.5}}}
+    assert grid("dec", settings={"dec": extended}) == 0
+    assert "cluster/reconstruction" in result(tmp_path, "dec")["history"]
+
+
+def test_long_series_are_thinned_to_their_shape():
+    series = [(i, float(i)) for i in range(1000)]
+    points = run.thinned({"a": series, "b": series[:7]})
+    assert len(points["a"]) == run.POINTS
+    assert (points["a"][0], points["a"][-1]) == ([0, 0.0], [999, 999.0])
+    assert points["b"] == [[i, float(i)] for i in range(7)]
+
+
+def test_a_gpu_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
+    assert run.conditions(1, "cuda:1")["machine"].startswith("GPU cuda:1, ")
+    assert run.command("blobs", ["dec"], [0], 1, "cuda:1").endswith("--threads 1 --device cuda:1")
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2], [0, 2, 3, 4, 9], [7, 5]])
+def test_seeds_are_written_as_they_are_read(seeds):
+    spans = list(run.spans(seeds))
+    assert [seed for span in spans for seed in run._seeds(span)] == sorted(seeds)
+
+
+@pytest.mark.parametrize(
+    ("n", "tune", "more"),
+    [
+        (100, 500, {}),
+        (5_620, 2_500, {}),
+        (9_298, 4_000, {}),
+        (20_000, 9_000, {}),
+        (70_000, 14_000, {"max_updates": 7_000, "update_interval": 140}),
+    ],
+)
+def test_lengths_follow_from_the_rows(n, tune, more):
+    common = {"latent_dim": 10, "autocast": "bfloat16"}
+    assert rules({"method": "DEC"}, n, 8) == {**common, "tune_updates": tune, **more}
+    assert rules({"method": "DEC", "preset": "paper"}, n, 20) == {**common, "latent_dim": 20}
+    assert rules({"method": "autoencoder + k-means"}, n, 8)["max_updates"] == 0
+
+
+def test_the_grid_fits_the_data(data_dir):
+    for spec in DATA.values():
+        with np.load(data_dir / spec.file) as file:
+            assert len(np.unique(file["y"])) == spec.n_clusters
+
+
+class TestPage:
+    @pytest.fixture
+    def folder(self, finished, tmp_path):
+        shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+        return tmp_path
+
+    def main(self, folder, *more):
+        where = ("--results", str(folder / "out"), "--page", str(folder / "page.md"))
+        return tables.main([*where, *more])
+
+    def test_it_has_a_row_a_setting_and_says_how_it_was_made(self, folder):
+        assert self.main(folder) == 0
+        page = (folder / "page.md").read_text()
+        runs = [result(folder, "dec", seed) for seed in range(3)]
+        accuracies = np.array([100 * found["acc"] for found in runs])
+        pretraining, clustering = (
+            np.mean([values["seconds"] for values in part])
+            for part in ([found["pretraining"] for found in runs], runs)
+        )
+        row = f"| `dec` | 3 | {accuracies.mean():.1f} ± {accuracies.std(ddof=1):.1f} |"
+        assert row in page
+        assert f"| {accuracies.min():.1f}, {accuracies.max():.1f} |" in page
+        assert f"| {pretraining:.0f} + {clustering:.0f} |" in page
+        assert "- `k-means`: k-means, `n_init=2`\n" in page
+        command = "--data blobs --settings k-means dec --seeds 0-2 --threads 1\n"
+        assert f"    python -m experiments.run --data-dir DIR {command}" in page
+        assert runs[0]["machine"] in page
+
+    def test_the_best_is_of_whole_data(self, folder):
+        file = folder / "out" / "blobs" / "k-means" / "0.json"
+        for seed in range(3):
+            found = result(folder, "k-means", seed)
+            found["acc"] = 1.0
+            run.write(file.with_name(f"{seed}.json"), found)
+            found = result(folder, "dec", seed)
+            found["acc"] = 0.5
+            run.write(folder / "out" / "blobs" / "dec" / f"{seed}.json", found)
+        assert "alone tell: `k-means`, 100.0 ± 0.0 %" in tables.page(tables.read(folder / "out"))
+        for seed in range(3):
+            found = result(folder, "k-means", seed)
+            found["config"]["data"]["subsample"] = 60
+            run.write(file.with_name(f"{seed}.json"), found)
+        assert "alone tell: `dec`, 50.0 ± 0.0 %" in tables.page(tables.read(folder / "out"))
+
+    def test_a_check_tells_another_page(self, folder, capsys):
+        assert self.main(folder, "--check") == 1  # no page yet
+        self.main(folder)
+        assert self.main(folder, "--check") == 0
+        page = folder / "page.md"
+        page.write_text(page.read_text().replace("ACC", "accuracy", 1))
+        assert self.main(folder, "--check") == 1
+        assert "is not what" in capsys.readouterr().out
+
+    def test_runs_of_two_configurations_make_no_row(self, folder):
+        found = result(folder, "dec", 1)
+        found["config"]["parameters"]["nu"] = 2.0
+        run.write(folder / "out" / "blobs" / "dec" / "1.json", found)
+        with pytest.raises(SystemExit, match=r"1\.json: another configuration than that of seed 0"):
+            tables.read(folder / "out")
+
+    def test_published_figures_stand_beside_their_method(self, folder, monkeypatch):
+        entries = [("DEC", "50.5", "guo"), ("DEC", "60.6", "brb"), ("Other", "70.7", "xie")]
+        monkeypatch.setitem(PUBLISHED, "blobs", [Published(*entry) for entry in entries])
+        page = tables.page(tables.read(folder / "out"))
+        assert "| 50.5 [3]; 60.6 [4] |\n" in page
+        assert "Also published: Other 70.7 [1]." in page
+        assert f"\n3. {SOURCES['guo']}.\n" in page
+
+
+def test_the_page_of_results_is_what_the_results_give():
+    assert tables.main(["--check"]) == 0
+
+
+def test_published_figures_name_sources_and_data_that_there_are():
+    assert PUBLISHED.keys() <= DATA.keys()
+    assert {entry.source for entries in PUBLISHED.values() for entry in entries} == SOURCES.keys()
+    methods = {setting["method"] for setting in SETTINGS.values()}
+    named = {entry.method for entries in PUBLISHED.values() for entry in entries}
+    assert named - methods == {"DCEC", "DEPICT"}
