@@ -6,23 +6,29 @@ from collections.abc import Sequence
 from itertools import pairwise
 from operator import index
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+
+from deepclust.networks.autoencoder import LayeredAutoencoder
 
 
-class MLPAutoencoder(nn.Module):
-    """A fully connected autoencoder with a linear code and a linear output.
+class MLPAutoencoder(LayeredAutoencoder):
+    """A fully connected autoencoder.
 
-    Encoder d_0-d_1-...-d_m, ReLU between the layers; the decoder is its mirror image. With
-    D-500-500-2000-10 it is the network of DEC (section 4.2 of Xie et al., 2016).
+    Encoder d_0-d_1-...-d_m; the decoder is its mirror image. With D-500-500-2000-10 it is the
+    network of DEC (section 4.2 of Xie et al., 2016).
 
     Args:
         sizes: (d_0, ..., d_m): the width of the data, of the hidden layers, and of the code.
+        activation: Of the hidden layers of both halves: "relu", "leaky_relu" (slope 0.01),
+            "sigmoid" or "tanh".
+        code: Of the code: "linear", "sigmoid" or "tanh".
+        output: Of the reconstruction: "linear", "sigmoid" or "tanh".
         init_std: Weights are drawn from N(0, init_std^2), biases start at 0; by default both follow
             PyTorch's own rule, uniform within 1/sqrt(fan-in).
 
     Raises:
-        ValueError: If there are fewer than two sizes, or one is below 1.
+        ValueError: If there are fewer than two sizes, one is below 1, or an activation is none of
+            those above.
 
     Example:
         >>> import torch
@@ -32,40 +38,39 @@ class MLPAutoencoder(nn.Module):
         (torch.Size([5, 10]), torch.Size([5, 64]))
     """
 
-    def __init__(self, sizes: Sequence[int], *, init_std: float | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        activation: str = "relu",
+        code: str = "linear",
+        output: str = "linear",
+        init_std: float | None = None,
+    ) -> None:
         try:
-            self.sizes = tuple(index(size) for size in sizes)
+            widths = tuple(index(size) for size in sizes)
         except TypeError:
-            self.sizes = ()
-        if len(self.sizes) < 2 or min(self.sizes) < 1:
+            widths = ()
+        if len(widths) < 2 or min(widths) < 1:
             raise ValueError(
                 f"sizes: got {tuple(sizes)}; it takes two or more integers of at least 1"
             )
-        self.encoder = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(self.sizes))
-        self.decoder = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(self.sizes[::-1]))
-        if init_std is not None:
-            for layer in (*self.encoder, *self.decoder):
-                nn.init.normal_(layer.weight, std=init_std)
-                nn.init.zeros_(layer.bias)
+        encoder = [nn.Linear(*pair) for pair in pairwise(widths)]
+        decoder = [nn.Linear(*pair) for pair in pairwise(widths[::-1])]
+        super().__init__(
+            widths[0],
+            widths[-1],
+            encoder,
+            decoder,
+            activation=activation,
+            code=code,
+            output=output,
+        )
+        self.sizes, self.init_std = widths, init_std
+        for layer in (*encoder, *decoder):
+            self._draw(layer)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Codes z (N, d_m) of rows x (N, d_0)."""
-        return _through(self.encoder, x)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Reconstructions (N, d_0) of codes z (N, d_m)."""
-        return _through(self.decoder, z)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (N, d_m) and reconstructions (N, d_0)."""
-        z = self.encode(x)
-        return z, self.decode(z)
-
-
-def _through(layers: nn.ModuleList, x: Tensor) -> Tensor:
-    for number, layer in enumerate(layers, 1):
-        x = layer(x)
-        if number < len(layers):
-            x = torch.relu(x)
-    return x
+    def _draw(self, layer: nn.Linear) -> None:
+        if self.init_std is not None:
+            nn.init.normal_(layer.weight, std=self.init_std)
+            nn.init.zeros_(layer.bias)

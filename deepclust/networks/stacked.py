@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from deepclust.networks.mlp import MLPAutoencoder
@@ -17,8 +17,9 @@ class StackedAutoencoder(MLPAutoencoder):
 
         x~ = dropout(h);   h' = g1(W1 x~ + b1);   h~ = dropout(h');   y = g2(W2 h~ + b2)
 
-    and is trained to make y equal h. g1 is ReLU but in the last layer, whose code is linear; g2 is
-    ReLU but in the first, whose output has values of either sign.
+    and is trained to make y equal h. So g1 is the activation that made h', that of the code in the
+    last layer, and g2 the one that made h: that of the layer below or, in the first layer, of the
+    output. Arguments are those of `MLPAutoencoder`.
 
     Example:
         >>> import torch
@@ -28,12 +29,7 @@ class StackedAutoencoder(MLPAutoencoder):
         (torch.Size([5, 32]), torch.Size([5, 32]))
     """
 
-    @property
-    def n_layers(self) -> int:
-        """Layers of the encoder."""
-        return len(self.encoder)
-
-    def layer_parameters(self, layer: int) -> list[torch.nn.Parameter]:
+    def layer_parameters(self, layer: int) -> list[nn.Parameter]:
         """The parameters of encoder layer `layer`, from 0, and of its mirror in the decoder."""
         mirror = self.decoder[self.n_layers - 1 - layer]
         return [*self.encoder[layer].parameters(), *mirror.parameters()]
@@ -46,12 +42,9 @@ class StackedAutoencoder(MLPAutoencoder):
             x: Rows (N, d_0) of the data.
             corruption: The share of values that dropout sets to zero, before and after the layer.
         """
+        h = x
         with torch.no_grad():
-            h = x
-            for below in self.encoder[:layer]:
-                h = torch.relu(below(h))
-        code = self.encoder[layer](dropout(h, corruption))
-        if layer < self.n_layers - 1:
-            code = torch.relu(code)
-        output = self.decoder[self.n_layers - 1 - layer](dropout(code, corruption))
-        return (torch.relu(output) if layer > 0 else output), h
+            for below in range(layer):
+                h = self.encode_layer(below, h)
+        code = self.encode_layer(layer, dropout(h, corruption))
+        return self.decode_layer(layer, dropout(code, corruption)), h

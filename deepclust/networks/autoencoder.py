@@ -1,0 +1,237 @@
+"""What every network promises to the training methods, and the features that are clustered."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from operator import index
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+# In place: no derivative needs what a layer gave before its activation.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda h: h,
+    "relu": torch.relu_,
+    "leaky_relu": partial(nn.functional.leaky_relu, inplace=True),
+    "sigmoid": torch.sigmoid_,
+    "tanh": torch.tanh_,
+}
+
+
+class Autoencoder(nn.Module, ABC):
+    """Rows to codes and, where there is a decoder, back.
+
+    Rows are flat, float, of any meaning; images are flattened channels last.
+
+    Attributes:
+        n_features: Width of the rows.
+        code_width: Width of the code.
+        has_decoder: Whether `decode` works.
+
+    Example:
+        >>> import torch
+        >>> class Halves(Autoencoder):
+        ...     def layers(self, x):
+        ...         return [x / 2]
+        >>> Halves(3, 3).encode(torch.ones(1, 3))
+        tensor([[0.5000, 0.5000, 0.5000]])
+    """
+
+    has_decoder = False
+
+    def __init__(self, n_features: int, code_width: int) -> None:
+        super().__init__()
+        self.n_features, self.code_width = n_features, code_width
+
+    @abstractmethod
+    def layers(self, x: Tensor) -> list[Tensor]:
+        """The outputs of the encoder's layers for rows x (N, n_features), after their activations.
+
+        Hidden layers are (N, width), or (N, C, H, W) where they are convolutions; the last is the
+        code (N, code_width).
+        """
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes z (N, code_width) of rows x (N, n_features)."""
+        return self.layers(x)[-1]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Reconstructions (N, n_features) of codes z (N, code_width).
+
+        Raises:
+            ValueError: If there is no decoder.
+        """
+        raise ValueError(
+            f"decoder: {type(self).__name__} has none; rows are reconstructed by a network with one"
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (N, code_width) and reconstructions (N, n_features)."""
+        z = self.encode(x)
+        return z, self.decode(z)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """The parameters that codes depend on."""
+        return []
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """The parameters that only reconstructions depend on."""
+        return []
+
+
+class LayeredAutoencoder(Autoencoder):
+    """An encoder of layers, and a decoder that is its mirror image, layer by layer.
+
+    Layer l, from 0, maps h_l to h_(l+1), from rows h_0 to the code; its mirror maps back:
+
+        h_(l+1) = g_l(W_l h_l + b_l);    h'_l = g'_l(W'_l h'_(l+1) + b'_l)
+
+    with the code's activation for g of the last layer, the output's for g' of the first, and
+    `activation` for all others.
+
+    Attributes:
+        encoder: The layers in order.
+        decoder: Their mirror images, that of the last layer first.
+    """
+
+    has_decoder = True
+
+    def __init__(
+        self,
+        n_features: int,
+        code_width: int,
+        encoder: Sequence[nn.Module],
+        decoder: Sequence[nn.Module],
+        *,
+        activation: str,
+        code: str,
+        output: str,
+    ) -> None:
+        super().__init__(n_features, code_width)
+        for name, value, taken in (
+            ("activation", activation, ("relu", "leaky_relu", "sigmoid", "tanh")),
+            ("code", code, ("linear", "sigmoid", "tanh")),
+            ("output", output, ("linear", "sigmoid", "tanh")),
+        ):
+            if value not in taken:
+                raise ValueError(f"{name}: got {value!r}; it takes one of {', '.join(taken)}")
+        self.activation, self.code, self.output = activation, code, output
+        self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the encoder."""
+        return len(self.encoder)
+
+    def encode_layer(self, layer: int, h: Tensor) -> Tensor:
+        """What encoder layer `layer`, from 0, makes of the output h of the one below (0: rows)."""
+        g = self.code if layer == self.n_layers - 1 else self.activation
+        return ACTIVATIONS[g](self.encoder[layer](h))
+
+    def decode_layer(self, layer: int, h: Tensor) -> Tensor:
+        """What the mirror of encoder layer `layer` makes of h: as the input of that layer."""
+        g = self.output if layer == 0 else self.activation
+        return ACTIVATIONS[g](self.decoder[self.n_layers - 1 - layer](h))
+
+    def layers(self, x: Tensor) -> list[Tensor]:
+        """The outputs of the encoder's layers for rows x (N, n_features), the code last."""
+        outputs = []
+        for layer in range(self.n_layers):
+            x = self.encode_layer(layer, x)
+            outputs.append(x)
+        return outputs
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes z (N, code_width) of rows x (N, n_features)."""
+        # Unlike layers(x), this keeps no layer longer than it is needed.
+        for layer in range(self.n_layers):
+            x = self.encode_layer(layer, x)
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Reconstructions (N, n_features) of codes z (N, code_width)."""
+        for layer in reversed(range(self.n_layers)):
+            z = self.decode_layer(layer, z)
+        return z
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """The parameters that codes depend on."""
+        return list(self.encoder.parameters())
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """The parameters that only reconstructions depend on."""
+        return list(self.decoder.parameters())
+
+
+def features(layers: Sequence[Tensor], which: Literal["last"] | Sequence[int] = "last") -> Tensor:
+    """The features that are clustered: the code, or several layers side by side.
+
+    Convolutional layers (N, C, H, W) are averaged over their positions first, to (N, C).
+
+    Args:
+        layers: What `Autoencoder.layers` gives.
+        which: "last" for the code, or numbers of layers from 0; negative ones count from the end.
+
+    Returns:
+        Features (N, D), the layers in the order of their numbers in `which`.
+
+    Raises:
+        ValueError: If `which` is empty, or names a layer that there is not.
+
+    Example:
+        >>> import torch
+        >>> hidden, code = torch.ones(5, 8, 4, 4), torch.zeros(5, 2)
+        >>> features([hidden, code]).shape, features([hidden, code], (0, -1)).shape
+        (torch.Size([5, 2]), torch.Size([5, 10]))
+    """
+    n = len(layers)
+    try:
+        numbers = [n - 1] if isinstance(which, str) and which == "last" else [*map(index, which)]
+    except TypeError:
+        numbers = []
+    if not numbers or not all(-n <= number < n for number in numbers):
+        raise ValueError(
+            f"features: got {which!r}; it takes 'last' or numbers of layers from {-n} to {n - 1}"
+        )
+    chosen = [layers[number] for number in numbers]
+    pooled = [h.mean((2, 3)) if h.ndim == 4 else h for h in chosen]
+    return pooled[0] if len(pooled) == 1 else torch.cat(pooled, 1)
+
+
+def features_width(network: Autoencoder, which: Literal["last"] | Sequence[int] = "last") -> int:
+    """The width D of `features(network.layers(x), which)`.
+
+    Args:
+        network: The network, which sees one row of zeros.
+        which: As in `features`.
+
+    Raises:
+        ValueError: As `features`.
+
+    Example:
+        >>> from deepclust.networks import MLPAutoencoder
+        >>> features_width(MLPAutoencoder((64, 32, 10)), (0, 1))
+        42
+    """
+    with evaluating(network) as like:
+        return features(network.layers(like.new_zeros(1, network.n_features)), which).shape[1]
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[Tensor]:
+    """In evaluation mode and without gradients; afterwards each module is in the mode it was in.
+
+    Gives a tensor of the type, and on the device, that the network takes.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield next(network.parameters(), torch.empty(0))
+    finally:
+        for module, mode in modes:
+            module.training = mode
