@@ -28,9 +28,17 @@ import torch
 
 import deepclust
 from deepclust import _files, datasets, plots, report
-from deepclust.cluster import DEC, KMeans
+from deepclust.cluster import ABC, DCN, DEC, IDEC, DeepClustering, KMeans, VaDE
 
-METHODS: dict[str, Any] = {"dec": DEC, "kmeans": KMeans}
+METHODS: dict[str, Any] = {
+    "dec": DEC,
+    "idec": IDEC,
+    "dcn": DCN,
+    "abc": ABC,
+    "vade": VaDE,
+    "deep-clustering": DeepClustering,
+    "kmeans": KMeans,
+}
 CHECKPOINT = "checkpoint.safetensors"
 RESULTS = (
     "labels.npy",

@@ -396,7 +396,7 @@ def _dense(X: Any, rows: Array) -> Array:
 def _parameters(estimator: Any) -> Iterator[tuple[str, str]]:
     defaults = inspect.signature(type(estimator)).parameters
     parameters = estimator.get_params(deep=False)
-    presets = getattr(inspect.getmodule(type(estimator)), "PRESETS", {})
+    presets = getattr(type(estimator), "PRESETS", {})
     preset = presets.get(parameters.get("preset"), {})
     for name, value in parameters.items():
         if name in ("callbacks", "checkpoint", "verbose"):

@@ -18,9 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepclust import functional as F
 from deepclust.cluster import DEC, KMeans
+from deepclust.cluster._composition import Composition
 from deepclust.cluster._data import Rows
+from deepclust.cluster._start import gaussian_likelihood
 from deepclust.cluster._trainer import Run, Settings
-from deepclust.cluster.dec import PRESETS, DECMethod, gaussian_likelihood
 from deepclust.datasets import load_digits
 from deepclust.metrics import clustering_accuracy
 
@@ -213,7 +214,7 @@ def test_pretrained_weights_skip_the_autoencoder(fitted, digits):
 
 def test_paper_preset_is_the_papers_recipe():
     method = DEC(10, preset="paper")._build(784)
-    assert isinstance(method, DECMethod)
+    assert isinstance(method, Composition)
     assert method.network.sizes == (784, 500, 500, 2000, 10)
     stages = method.stages()
     assert [stage.name for stage in stages] == [f"pretrain-{i}" for i in (1, 2, 3, 4)] + [
@@ -223,7 +224,7 @@ def test_paper_preset_is_the_papers_recipe():
     assert [stage.length.n for stage in stages[:5]] == [50_000] * 4 + [100_000]
     optimizer = stages[0].phases[0].optimizer(stages[0].phases[0].parameters())
     assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.1, 0.9)
-    scheduler = stages[0].phases[0].schedule(optimizer)
+    scheduler = stages[0].phases[0].schedule(optimizer, None)
     assert (scheduler.step_size, scheduler.gamma) == (20_000, 0.1)
     cluster = stages[5]
     optimizer = cluster.phases[0].optimizer(cluster.phases[0].parameters())
@@ -231,7 +232,7 @@ def test_paper_preset_is_the_papers_recipe():
     assert (cluster.every.n, cluster.order) == (160, "sequential")
     std = torch.cat([p.flatten() for p in method.network.parameters() if p.ndim == 2]).std()
     assert abs(float(std) - 0.01) < 1e-4
-    assert PRESETS.keys() == {"paper", "quick"}
+    assert DEC.PRESETS.keys() == {"paper", "quick"}
 
 
 def test_stops_when_labels_settle(digits):
@@ -577,8 +578,8 @@ def test_steps_leave_the_device_once_a_pass(order, freeze_encoder, monkeypatch):
     method = dec._build(64).to(device)
     # Fused ones know no meta either.
     sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
-    method.settings["cluster_optimizer"] = sgd
-    object.__setattr__(method.settings["pretraining"], "optimizer", sgd)
+    method.recipe.optimizer = sgd
+    object.__setattr__(method.recipe.pretraining, "optimizer", sgd)
     run = Run(method, Rows(torch.empty(600, 64, device=device), device), Settings())
     for number, stage in enumerate(run._stages):
         run.stage_index = number

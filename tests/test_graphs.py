@@ -167,7 +167,7 @@ class Small(Method):
             self.critic_losses,
             repeats=2,
             batch="fresh",
-            schedule=lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5),
+            schedule=lambda o, run: torch.optim.lr_scheduler.StepLR(o, 2, 0.5),
         )
         cluster = Phase(
             "cluster",

@@ -45,7 +45,7 @@ class Toy(Method):
             self.critic_losses,
             repeats=2,
             batch="fresh",
-            schedule=lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5),
+            schedule=lambda o, run: torch.optim.lr_scheduler.StepLR(o, 2, 0.5),
         )
         cluster = Phase(
             "cluster",
@@ -337,7 +337,10 @@ def test_batches_carry_labels_views_and_companions():
                     (phase,),
                     Updates(1),
                     augment=lambda x, generator: x + torch.rand(x.shape, generator=generator),
-                    companions=lambda run, idx: torch.stack([idx, (idx + 1) % N], 1),
+                    companions=lambda run, idx: (
+                        torch.stack([idx, (idx + 1) % N], 1),
+                        torch.ones(len(idx), 2),
+                    ),
                 )
             ]
 
@@ -348,5 +351,6 @@ def test_batches_carry_labels_views_and_companions():
     assert torch.equal(batch.y, batch.idx - 1)
     assert bool((batch.view > batch.x).all())
     assert batch.companions.shape == (4, 2, 2)
+    assert batch.companion_weights.shape == (4, 2)
     assert torch.equal(batch.companions[:, 0], batch.x)
     assert torch.equal(batch.companions[:, 1], run.take((batch.idx + 1) % N))

@@ -1,6 +1,35 @@
-"""Estimators in the manner of scikit-learn, one file a method."""
+"""Estimators in the manner of scikit-learn, one file a method, and the parts that make them."""
 
-from deepclust.cluster.dec import DEC
+from deepclust.cluster._trainer import Epochs
+from deepclust.cluster.abc import ABC, EpochGaussians, EpochMeans
+from deepclust.cluster.dcn import DCN, RunningMeans
+from deepclust.cluster.dec import DEC, Hardening
+from deepclust.cluster.deep_clustering import DeepClustering, KMeansLoss
+from deepclust.cluster.idec import IDEC
+from deepclust.cluster.interventions import CollapseGuard, SoftReset
 from deepclust.cluster.kmeans import KMeans
+from deepclust.cluster.regularisers import Balance, Locality, Reconstruction, SelfAugmentation
+from deepclust.cluster.vade import Mixture, VaDE
 
-__all__ = ["DEC", "KMeans"]
+__all__ = [
+    "ABC",
+    "DCN",
+    "DEC",
+    "IDEC",
+    "Balance",
+    "CollapseGuard",
+    "DeepClustering",
+    "EpochGaussians",
+    "EpochMeans",
+    "Epochs",
+    "Hardening",
+    "KMeans",
+    "KMeansLoss",
+    "Locality",
+    "Mixture",
+    "Reconstruction",
+    "RunningMeans",
+    "SelfAugmentation",
+    "SoftReset",
+    "VaDE",
+]

@@ -19,6 +19,8 @@ from torch import Tensor
 RESIDENT_BYTES = 4 << 30
 # On a GPU the limit is this share of the memory that is free: the rest is for network and results.
 RESIDENT_SHARE = 0.5
+_CHANNELS = (1, 2, 3, 4)  # sizes that tell an axis of channels
+
 # Rows that one step of a full pass reads: wide networks need 32 MB a layer for them.
 BLOCK_ROWS = 4096
 
@@ -200,6 +202,8 @@ def as_rows(estimator: BaseEstimator, X: Any, device: torch.device, *, reset: bo
         ValueError: If X is not (N, D), is empty, has another width than the fitted one, NaN or Inf.
         TypeError: If X holds complex numbers or objects.
     """
+    if getattr(estimator, "takes_images", False):
+        X = _flattened(estimator, X, reset)
     if isinstance(X, Tensor):
         if X.ndim != 2:
             raise ValueError(
@@ -234,6 +238,27 @@ def as_rows(estimator: BaseEstimator, X: Any, device: torch.device, *, reset: bo
     rows = Rows(X, device)
     rows.check_finite()
     return rows
+
+
+def _flattened(estimator: Any, X: Any, reset: bool) -> Any:
+    """Images (N, H, W) or (N, H, W, C) as rows; anything else as it is."""
+    given = estimator.image_shape
+    if reset:
+        estimator.image_shape_ = given
+    if not isinstance(X, (np.ndarray, Tensor)) or X.ndim not in (3, 4):
+        return X
+    shape = tuple(X.shape[1:])
+    if reset and given is None:
+        if len(shape) == 3 and shape[0] in _CHANNELS and shape[2] not in _CHANNELS:
+            raise ValueError(
+                f"X: got images {shape}, which look like channels first; it takes (N, H, W, C):"
+                " move the axis, or say image_shape"
+            )
+        estimator.image_shape_ = shape
+    expected = tuple(estimator.image_shape_)
+    if shape not in (expected, (*expected, 1)) and (*shape, 1) != expected:
+        raise ValueError(f"X: got images {shape}; it takes {expected}, channels last")
+    return X.reshape(len(X), -1)
 
 
 def _check_width(estimator: BaseEstimator, n_features: int, reset: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import warnings
 from abc import abstractmethod
@@ -27,6 +26,7 @@ from deepclust import _files
 from deepclust import functional as F
 from deepclust.cluster._data import Rows, as_rows
 from deepclust.cluster._graphs import Capture, cuda_capture
+from deepclust.cluster._saving import comparable, from_tree, has_code, to_tree
 from deepclust.cluster._trainer import Method, Run, Settings, map_rows
 from deepclust.cluster.kmeans import check_n_clusters
 
@@ -41,6 +41,7 @@ _NOT_IDENTITY = (
     "verbose",
     "device",
     "backend",
+    "compile",
     "cuda_graphs",
     "random_state",
 )
@@ -154,34 +155,60 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         params.update(callbacks=(), checkpoint=None)
         if not isinstance(self.random_state, (int, np.integer)):
             params["random_state"] = None
-        learned = {name: getattr(self, name) for name in _LEARNED}
+        needed = [name for name in _NEEDED if _is_the_users(params.get(name))]
+        params.update(dict.fromkeys(needed))
+        code = [name for name, value in params.items() if has_code(value)]
+        if code:
+            warnings.warn(
+                f"{', '.join(code)}: functions and classes are not saved; the loaded model"
+                " predicts, but to fit it again they have to be set",
+                UserWarning,
+                stacklevel=2,
+            )
+        learned = {name: getattr(self, name, None) for name in _LEARNED}
         tree = {
             "estimator": type(self).__name__,
-            "params": {name: _plain(value) for name, value in params.items()},
+            "params": {name: to_tree(value) for name, value in params.items()},
+            "needed": needed,
             "learned": learned,
             "method": dict(self._method.state_dict()),
         }
         _files.save_tree(path, tree, kind="model")
 
     @classmethod
-    def load(cls: type[Self], path: str | os.PathLike[str], *, device: str | None = None) -> Self:
+    def load(
+        cls: type[Self],
+        path: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        **given: Any,
+    ) -> Self:
         """Read an estimator that `save` wrote.
 
         Args:
             path: The file.
+            **given: The network, encoder, decoder or clustering that it was fitted with, where
+                that was of the user's making: files hold weights, but no code.
             device: Where to put the networks; by default where they were, or on the CPU where that
                 device is not to be had.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is truncated, not one of ours, or of another estimator.
+            ValueError: If the file is truncated, not one of ours, of another estimator, or what
+                it was fitted with is missing.
         """
         tree = _files.load_tree(path, kind="model")
         if tree["estimator"] != cls.__name__:
             raise ValueError(
                 f"{path}: holds a {tree['estimator']}; {cls.__name__}.load takes its own"
             )
-        estimator = cls(**tree["params"])
+        if given.keys() != set(tree["needed"]):
+            raise ValueError(
+                f"{path}: got {sorted(given)}; beside the file, which holds no code, it takes"
+                f" {tree['needed']}, as its fit did"
+            )
+        params = {name: from_tree(value) for name, value in tree["params"].items()}
+        estimator = cls(**{**params, **given})
         if device is not None:
             estimator.device = device
         else:
@@ -210,8 +237,12 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
             raise ValueError(f"batch_size: got {batch!r}; it takes an integer of at least 1")
         params = self.get_params(deep=False)
+        for name in _NEEDED:
+            # The weights of a run under way are in the checkpoint.
+            if isinstance(params.get(name), torch.nn.Module):
+                params[name] = _shapes(params[name])
         identity = {
-            name: _comparable(value) for name, value in params.items() if name not in _NOT_IDENTITY
+            name: comparable(value) for name, value in params.items() if name not in _NOT_IDENTITY
         }
         return Settings(
             batch_size=int(batch),
@@ -318,6 +349,18 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return result.cpu().numpy()
 
 
+# Parameters without which there is no method to put the weights into.
+_NEEDED = ("network", "encoder", "decoder", "clustering")
+
+
+def _is_the_users(value: Any) -> bool:
+    return isinstance(value, torch.nn.Module) or (value is not None and to_tree(value) is None)
+
+
+def _shapes(module: torch.nn.Module) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in module.state_dict().items()}
+
+
 _LEARNED = (
     "labels_",
     "cluster_centers_",
@@ -325,27 +368,5 @@ _LEARNED = (
     "stop_reasons_",
     "n_iter_",
     "n_features_in_",
+    "image_shape_",
 )
-
-
-def _plain(value: Any) -> Any:
-    """A parameter as a checkpoint can hold it."""
-    if isinstance(value, torch.nn.Module):
-        return dict(value.state_dict())
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _comparable(value: Any) -> Any:
-    """A parameter as two runs can compare it: an array by its bytes."""
-    value = _plain(value)
-    if isinstance(value, dict):
-        return {name: _comparable(item) for name, item in value.items()}
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    if isinstance(value, np.ndarray):
-        return f"array {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, (list, tuple)):
-        return [_comparable(item) for item in value]
-    return value

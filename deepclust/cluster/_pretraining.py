@@ -10,9 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepclust.cluster._trainer import Batch, Phase, Run, Stage, Updates
+from deepclust.cluster._trainer import Batch, Length, Phase, Run, Stage, Updates
 from deepclust.losses import Schedule, reconstruction
-from deepclust.networks import MLPAutoencoder, StackedAutoencoder
+from deepclust.networks import Autoencoder, StackedAutoencoder
+
+Preprocess = Callable[[Tensor], Tensor]
+NONE = Updates(0)
+
+Reconstruct = Callable[[Tensor, Tensor], Tensor]
+Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,48 +27,60 @@ class Pretraining:
 
     Attributes:
         optimizer: Makes the optimiser of each stage.
-        schedule: Makes its learning-rate scheduler.
+        layers: Length of the stage of each layer, of networks that have such stages.
+        whole: Length of the stage of the whole network.
+        dropout: Share of values set to zero in the layers' stages.
+        schedule: Makes the learning-rate scheduler.
+        loss: Of a reconstruction and its rows.
         per_row: Weigh the reconstruction as half the squared error of a row, ||x - x^||^2 / 2, for
             which the paper's learning rates are meant, rather than as the mean over its elements.
+        augment: Makes the views of the rows that the whole network is trained on; by default the
+            rows themselves.
     """
 
     optimizer: Callable[[Any], torch.optim.Optimizer]
-    schedule: Callable[[torch.optim.Optimizer], Any] | None = None
+    layers: Length = NONE
+    whole: Length = NONE
+    dropout: float = 0.0
+    schedule: Callable[[torch.optim.Optimizer, Run], Any] | None = None
+    loss: Reconstruct = reconstruction
     per_row: bool = False
+    augment: Transform | None = None
+
+    def stages(self, network: Autoencoder, preprocess: Preprocess) -> list[Stage]:
+        """First the layers, one by one, then the whole network."""
+        stages = []
+        if isinstance(network, StackedAutoencoder) and self.layers.n:
+            stages += [self._layer_stage(network, i, preprocess) for i in range(network.n_layers)]
+        if self.whole.n:
+            stages.append(self._whole_stage(network, preprocess))
+        return stages
+
+    def _layer_stage(
+        self, network: StackedAutoencoder, layer: int, preprocess: Preprocess
+    ) -> Stage:
+        """One layer as a denoising autoencoder (Xie et al., 2016, eqs. 6 to 9)."""
+
+        def losses(run: Run, batch: Batch) -> tuple[dict[str, Tensor], None]:
+            output, clean = network.denoise(layer, preprocess(batch.x), self.dropout)
+            # Above the data, what a layer sees are activations, whatever the data are.
+            loss = reconstruction if layer else self.loss
+            return {"reconstruction": loss(output, clean)}, None
+
+        phase = self._phase(partial(network.layer_parameters, layer), losses, network.sizes[layer])
+        return Stage(f"pretrain-{layer + 1}", (phase,), self.layers)
+
+    def _whole_stage(self, network: Autoencoder, preprocess: Preprocess) -> Stage:
+        """The whole autoencoder, without dropout (Xie et al., 2016, section 3.2)."""
+
+        def losses(run: Run, batch: Batch) -> tuple[dict[str, Tensor], None]:
+            x = preprocess(batch.x if batch.view is None else batch.view)
+            _, output = network(x)
+            return {"reconstruction": self.loss(output, x)}, None
+
+        phase = self._phase(network.parameters, losses, network.n_features)
+        return Stage("tune", (phase,), self.whole, augment=self.augment)
 
     def _phase(self, parameters: Callable[[], Any], losses: Any, width: int) -> Phase:
         weights: dict[str, Schedule] = {"reconstruction": width / 2} if self.per_row else {}
         return Phase("autoencoder", parameters, self.optimizer, losses, weights, self.schedule)
-
-    def layer_stages(
-        self,
-        network: StackedAutoencoder,
-        updates: int,
-        corruption: float,
-        preprocess: Callable[[Tensor], Tensor],
-    ) -> list[Stage]:
-        """One stage a layer, each a denoising autoencoder (Xie et al., 2016, eqs. 6 to 9)."""
-
-        def losses(layer: int, run: Run, batch: Batch) -> tuple[dict[str, Tensor], None]:
-            output, clean = network.denoise(layer, preprocess(batch.x), corruption)
-            return {"reconstruction": reconstruction(output, clean)}, None
-
-        def stage(layer: int) -> Stage:
-            parameters = partial(network.layer_parameters, layer)
-            phase = self._phase(parameters, partial(losses, layer), network.sizes[layer])
-            return Stage(f"pretrain-{layer + 1}", (phase,), Updates(updates))
-
-        return [stage(layer) for layer in range(network.n_layers)] if updates else []
-
-    def tuning_stages(
-        self, network: MLPAutoencoder, updates: int, preprocess: Callable[[Tensor], Tensor]
-    ) -> list[Stage]:
-        """The whole autoencoder, without dropout (Xie et al., 2016, section 3.2)."""
-
-        def losses(run: Run, batch: Batch) -> tuple[dict[str, Tensor], None]:
-            x = preprocess(batch.x)
-            _, output = network(x)
-            return {"reconstruction": reconstruction(output, x)}, None
-
-        phase = self._phase(network.parameters, losses, network.sizes[0])
-        return [Stage("tune", (phase,), Updates(updates))] if updates else []

@@ -19,7 +19,7 @@ import threading
 import time
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from deepclust import _files
 from deepclust.cluster._data import Rows
 from deepclust.cluster._graphs import Capture, Graphs
 from deepclust.functional import Head, Snapshot
-from deepclust.losses import Schedule
+from deepclust.losses import Schedule, weight_at
 
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints of a run that nobody interrupts
 
@@ -65,7 +65,8 @@ class Batch:
             consecutive, unless the step is captured.
         y: Their labels (n,), -1 where there is none.
         view: Another view of the rows (n, D), from Stage.augment.
-        companions: The rows (n, m, D) that Stage.companions names for them.
+        companions: The rows (n, m, D) that Stage.companions names for them, and
+        companion_weights: what it gives with them (n, m).
     """
 
     x: Tensor
@@ -73,6 +74,7 @@ class Batch:
     y: Tensor | None = None
     view: Tensor | None = None
     companions: Tensor | None = None
+    companion_weights: Tensor | None = None
 
 
 Losses = Callable[["Run", Batch], tuple[dict[str, Tensor], Any]]
@@ -90,7 +92,8 @@ class Phase:
             captured step it is called once for each size of batch: only the batch, the parameters,
             buffers, and the tensors and Snapshots in run.state may then differ between updates.
         weights: The scheduled weight of each loss, 1 where none is given.
-        schedule: Makes a learning-rate scheduler, which steps with every update.
+        schedule: Makes a learning-rate scheduler of the optimiser and the run, which steps with
+            every update.
         after: (run, batch, aux): in-place changes after the step, without gradients.
         repeats: Steps in one update.
         batch: "same" for the batch of the update, "fresh" for the next one.
@@ -101,7 +104,7 @@ class Phase:
     optimizer: Callable[[Any], torch.optim.Optimizer]
     losses: Losses
     weights: dict[str, Schedule] = field(default_factory=dict)
-    schedule: Callable[[torch.optim.Optimizer], Any] | None = None
+    schedule: Callable[[torch.optim.Optimizer, Run], Any] | None = None
     after: Callable[[Run, Batch, Any], None] | None = None
     repeats: int = 1
     batch: Literal["same", "fresh"] = "same"
@@ -121,7 +124,8 @@ class Stage:
         stop: Asked after each refresh: why the stage is over, or None.
         order: Batches from a new permutation for each pass, or in the order of the rows.
         augment: (x, generator) -> another view of the rows.
-        companions: (run, idx) -> the numbers (n, m) of rows that go with the batch.
+        companions: (run, idx) -> the numbers (n, m) of rows that go with the batch, and their
+            weights (n, m).
     """
 
     name: str
@@ -133,7 +137,7 @@ class Stage:
     stop: Callable[[Run], str | None] | None = None
     order: Literal["shuffle", "sequential"] = "shuffle"
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
-    companions: Callable[[Run, slice | Tensor], Tensor] | None = None
+    companions: Callable[[Run, slice | Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 class Method(torch.nn.Module, ABC):
@@ -227,7 +231,7 @@ class Run:
     @property
     def n_updates(self) -> int:
         """Updates that the present stage lasts at most."""
-        return self._in_updates(self.stage.length)
+        return self.in_updates(self.stage.length)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -268,6 +272,12 @@ class Run:
         tensor = torch.as_tensor(value, dtype=torch.float64).detach()
         total, count = self._pending.get(name, (0.0, 0))
         self._pending[name] = (total + tensor, count + 1)
+
+    def forget(self, parameters: Iterable[Tensor]) -> None:
+        """Drop what the optimisers keep of these parameters (moments), which were set anew."""
+        for parameter in parameters:
+            for optimizer in self._optimizers.values():
+                optimizer.state.pop(parameter, None)
 
     # The loop.
 
@@ -347,7 +357,7 @@ class Run:
             return False
         # The last update is followed by a refresh too, so that what is reported belongs to it.
         at_end = self.update == self.n_updates
-        return self.update % self._in_updates(stage.every) == 0 or at_end
+        return self.update % self.in_updates(stage.every) == 0 or at_end
 
     def _refresh(self, interrupt: _Interrupt) -> str | None:
         stage = self.stage
@@ -385,8 +395,7 @@ class Run:
 
     def _step_phase(self, phase: Phase, batch: Batch) -> None:
         weights = {
-            name: weight(self.update) if callable(weight) else weight
-            for name, weight in phase.weights.items()
+            name: weight_at(weight, self.update, name) for name, weight in phase.weights.items()
         }
         if self._graphs is None:
             losses, aux = self._gradients(phase, batch, weights)
@@ -399,15 +408,14 @@ class Run:
         if phase.name in self._schedulers:
             self._schedulers[phase.name].step()
         if phase.after is not None:
-            with torch.no_grad():
+            with torch.no_grad(), self._autocast():
                 phase.after(self, batch, aux)
 
     def _gradients(
         self, phase: Phase, batch: Batch, weights: Mapping[str, float | Tensor]
     ) -> tuple[dict[str, Tensor], Any]:
         """The losses and aux; gradients of the weighted sum of the losses go to the parameters."""
-        autocast = self.settings.autocast
-        with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+        with self._autocast():
             losses, aux = phase.losses(self, batch)
         loss = torch.zeros((), device=self.device)
         for name, value in losses.items():
@@ -419,6 +427,10 @@ class Run:
         # Only into this phase's parameters: a critic's loss passes through the encoder too.
         loss.backward(inputs=self._parameters(phase))
         return losses, aux
+
+    def _autocast(self) -> torch.autocast:
+        kind = self.settings.autocast
+        return torch.autocast(self.device.type, kind, enabled=kind is not None)
 
     def _replayed_gradients(
         self, graphs: Graphs, phase: Phase, batch: Batch, weights: dict[str, float]
@@ -470,7 +482,7 @@ class Run:
         if stage.augment is not None:
             batch.view = stage.augment(batch.x, self.rng("augment"))
         if stage.companions is not None:
-            numbers = stage.companions(self, idx)
+            numbers, batch.companion_weights = stage.companions(self, idx)
             batch.companions = self.take(numbers.flatten()).unflatten(0, numbers.shape)
         return batch
 
@@ -479,9 +491,9 @@ class Run:
             optimizer = phase.optimizer(phase.parameters())
             self._optimizers[phase.name] = optimizer
             if phase.schedule is not None:
-                self._schedulers[phase.name] = phase.schedule(optimizer)
+                self._schedulers[phase.name] = phase.schedule(optimizer, self)
 
-    def _in_updates(self, length: Length) -> int:
+    def in_updates(self, length: Length) -> int:
         return length.n if isinstance(length, Updates) else length.n * self.updates_per_epoch
 
     def _read_log(self) -> None:

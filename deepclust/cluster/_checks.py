@@ -1,0 +1,41 @@
+"""Checks of the parameters of estimators and parts."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+
+from deepclust.cluster._trainer import Epochs, Length, Updates
+
+
+def as_length(name: str, value: Any, least: int) -> Length:
+    """A number of updates, or of passes over the data, checked."""
+    if isinstance(value, (Updates, Epochs)):
+        check_integer(name, value.n, least)
+        return value
+    check_integer(name, value, least, " of updates, or Epochs(n)")
+    return Updates(int(value))
+
+
+def check_integer(name: str, value: Any, least: int, what: str = "") -> None:
+    """Refuse what is no integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name}: got {value!r}; it takes an integer of at least {least}{what}")
+
+
+def check_above_zero(name: str, value: Any) -> None:
+    """Refuse what is no finite number above 0."""
+    if not (is_number(value) and 0 < value < float("inf")):
+        raise ValueError(f"{name}: got {value!r}; it takes a number above 0")
+
+
+def is_number(value: object) -> bool:
+    """Whether a parameter is a number, and not True or False."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def either(names: Any) -> str:
+    """The names that a parameter takes, for an error."""
+    return " or ".join(repr(name) for name in names)

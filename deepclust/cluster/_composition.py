@@ -1,0 +1,431 @@
+"""One method made of parts: a network, a clustering loss, other losses, interventions.
+
+The taxonomy of Aljalbout et al. (2018) as classes. A part states choices and holds no state: what
+is learned lies in the Composition, what a refresh finds in run.state, and both are in checkpoints.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from deepclust import functional as F
+from deepclust.cluster._data import Rows
+from deepclust.cluster._pretraining import Pretraining, Reconstruct
+from deepclust.cluster._start import Start
+from deepclust.cluster._trainer import Batch, Length, Method, Phase, Run, Stage
+from deepclust.functional import Head
+from deepclust.losses import Schedule, reconstruction, weight_at
+from deepclust.networks import Autoencoder, VariationalAutoencoder, features, features_width
+from deepclust.nn import StudentTAssignment
+
+Optimizer = Callable[[Any], torch.optim.Optimizer]
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Forward:
+    """What the network makes of the rows of one step, each result when it is first asked for.
+
+    Attributes:
+        aux: Tensors that a part's `after` is to see, by a name of its choice.
+    """
+
+    def __init__(
+        self,
+        method: Composition,
+        rows: Tensor,
+        view: Tensor | None = None,
+        codes: Tensor | None = None,
+    ) -> None:
+        self.aux: dict[str, Tensor] = {}
+        self._method, self._rows, self._view = method, rows, view
+        if codes is not None:
+            self.z = codes
+
+    @cached_property
+    def x(self) -> Tensor:
+        """The rows, scaled."""
+        return self._method.preprocess(self._rows)
+
+    @cached_property
+    def layers(self) -> list[Tensor]:
+        """The outputs of the encoder's layers, the code last."""
+        return self._method.layers(self.x)
+
+    @cached_property
+    def z(self) -> Tensor:
+        """The features (n, D) that are clustered."""
+        return features(self.layers, self._method.features)
+
+    @cached_property
+    def output(self) -> Tensor:
+        """The reconstruction of x."""
+        return self._method.decode(self.layers[-1])
+
+    @cached_property
+    def posterior(self) -> tuple[Tensor, Tensor]:
+        """Mean and log variance (n, D) of the code, of a variational network."""
+        network = self._method.network
+        assert isinstance(network, VariationalAutoencoder)
+        mean, log_var = network.posterior(self.x)
+        # Of a half type under autocast; what is made of them is not.
+        return mean.float(), log_var.float()
+
+    @cached_property
+    def sample(self) -> Tensor:
+        """A draw from the posterior, through which gradients pass."""
+        network = self._method.network
+        assert isinstance(network, VariationalAutoencoder)
+        return network.sample(*self.posterior)
+
+    @cached_property
+    def sample_output(self) -> Tensor:
+        """The reconstruction of x from the draw."""
+        return self._method.decode(self.sample)
+
+    @cached_property
+    def view(self) -> Forward:
+        """The same of the other view of the rows."""
+        assert self._view is not None
+        return Forward(self._method, self._view)
+
+
+class Part:
+    """What clustering losses and regularisers have in common."""
+
+    # Whether its loss needs the decoder, which is then trained on.
+    decodes = False
+
+    def prepare(self, method: Composition, rows: Rows) -> None:
+        """Refuse a method or data that this part cannot work with, before anything is trained."""
+
+    def extend(self, method: Composition, stage: Stage) -> Stage:
+        """The clustering stage with what this part needs of it: views, companions, phases."""
+        return stage
+
+    def begin(self, method: Composition, run: Run) -> None:
+        """Once, before the clusters start."""
+
+    def started(self, method: Composition, run: Run, z: Tensor) -> None:
+        """The clusters have started, or started again, from embeddings z (N, D)."""
+
+    def refresh(self, method: Composition, run: Run, z: Tensor) -> None:
+        """A full pass between updates; z (N, D) are the present embeddings."""
+
+    def after(self, method: Composition, run: Run, batch: Batch, aux: dict[str, Tensor]) -> None:
+        """After the step, in place, without gradients or host reads."""
+
+
+class Clustering(Part, ABC):
+    """A clustering loss: its head, where clusters start, what is minimised, how they move."""
+
+    # Whether the optimiser moves the head; else `after` or `refresh` do.
+    trains_head = True
+    # Whether a row has a target, or a label, that a view of it can be held to.
+    has_targets = True
+    # What the autoencoder is trained to before.
+    reconstruct: Reconstruct = staticmethod(reconstruction)
+
+    @property
+    @abstractmethod
+    def every(self) -> Length:
+        """How often to refresh."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> dict[str, Schedule]:
+        """The scheduled weight of each loss by name, 1 where none is given."""
+
+    @abstractmethod
+    def layer(self, n_clusters: int, n_features: int, backend: str) -> Any:
+        """The module that owns the head's parameters, and gives it by head()."""
+
+    @abstractmethod
+    def start(self, method: Composition, run: Run, z: Tensor) -> None:
+        """Set the head, and run.state["labels"], from embeddings z (N, D)."""
+
+    @abstractmethod
+    def losses(
+        self, method: Composition, run: Run, batch: Batch, forward: Forward
+    ) -> dict[str, Tensor]:
+        """The losses of a batch by name."""
+
+    def stop(self, method: Composition, run: Run) -> str | None:
+        """Asked after each refresh: why the clustering is over, or None."""
+        return None
+
+    def moved(self, method: Composition, run: Run, clusters: Tensor) -> None:
+        """These clusters (n,) have been given other places."""
+
+    def refresh(self, method: Composition, run: Run, z: Tensor) -> None:
+        """Labels, cluster frequencies and the share of labels that changed."""
+        f, labels, n_changed = F.frequencies(
+            z, method.head(), previous_labels=run.state["labels"], backend=method.backend
+        )
+        run.state["labels"], run.state["frequencies"] = labels, f
+        run.state["changed"] = float(n_changed) / len(run)
+        run.log("changed", run.state["changed"])
+
+
+class Centroids(Clustering):
+    """A clustering loss whose clusters are centroids, which start from k-means."""
+
+    nu: float = 1.0
+
+    def layer(self, n_clusters: int, n_features: int, backend: str) -> StudentTAssignment:
+        """Centroids; the nearest one is also that of the highest Student-t similarity."""
+        return StudentTAssignment(n_clusters, n_features, self.nu, backend=backend)
+
+    def start(self, method: Composition, run: Run, z: Tensor) -> None:
+        """Centroids and labels by k-means with restarts."""
+        centroids, run.state["labels"] = method.recipe.start(run, z)
+        method.layer.centroids.copy_(centroids)
+
+
+class Regulariser(Part, ABC):
+    """A loss beside the clustering loss, with a weight of its own."""
+
+    weight: Schedule
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name of the loss in the history."""
+
+    @abstractmethod
+    def loss(self, method: Composition, run: Run, batch: Batch, forward: Forward) -> Tensor:
+        """The loss of a batch."""
+
+
+class Intervention(ABC):
+    """A change to the network or the clusters between updates, before a refresh."""
+
+    @abstractmethod
+    def act(self, method: Composition, run: Run, z: Tensor) -> Tensor:
+        """Change what is to be changed; z (N, D) are the embeddings, and what they are then."""
+
+    def holds(self, run: Run) -> bool:
+        """Whether more changes are to come, so that the clustering must not stop yet."""
+        return False
+
+
+@dataclass
+class Recipe:
+    """Everything that a Composition is made of, checked.
+
+    Attributes:
+        network: The autoencoder, or the encoder alone.
+        clustering: The clustering loss.
+        regularisers: The other losses.
+        interventions: What happens between updates, in order.
+        start: k-means with restarts.
+        features: Layers that are clustered: "last", or their numbers.
+        image_shape: (H, W, C) where rows are images.
+        augment: Makes the views of the rows that are trained on; None for the rows themselves.
+        pretraining: How the autoencoder is trained before; None where it is not.
+        optimizer: Makes the optimiser of the clustering.
+        schedule: Makes its learning-rate scheduler.
+        length: Length of the clustering, at most.
+        order: "shuffle" or "sequential" batches in the clustering.
+        freeze_encoder: Train the head alone.
+        recluster: Start the clusters again at the end.
+        compile: Run the network through torch.compile in training.
+        backend: Of the kernels.
+    """
+
+    network: Autoencoder
+    clustering: Clustering
+    start: Start
+    optimizer: Optimizer
+    length: Length
+    regularisers: Sequence[Regulariser] = ()
+    interventions: Sequence[Intervention] = ()
+    features: Literal["last"] | tuple[int, ...] = "last"
+    image_shape: tuple[int, ...] | None = None
+    augment: Transform | None = None
+    pretraining: Pretraining | None = None
+    schedule: Callable[[torch.optim.Optimizer, Run], Any] | None = None
+    order: Literal["shuffle", "sequential"] = "shuffle"
+    freeze_encoder: bool = False
+    recluster: bool = False
+    compile: bool = False
+    backend: str = "auto"
+
+
+class Composition(Method):
+    """The method that a recipe describes.
+
+    Attributes:
+        network: The autoencoder.
+        layer: The module that owns the head.
+        scale: What rows are multiplied by.
+        recipe: What it is made of.
+    """
+
+    scale: Tensor
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.network, self.features = recipe.network, recipe.features
+        self.backend, self.image_shape = recipe.backend, recipe.image_shape
+        self.layer = recipe.clustering.layer(
+            recipe.start.n_clusters, features_width(self.network, self.features), recipe.backend
+        )
+        self.register_buffer("scale", torch.ones(()))
+        self.layers, self.decode = self.network.layers, self.network.decode
+        if recipe.compile:
+            self.network.compile()  # its forward, which the pre-training calls
+            self.layers, self.decode = torch.compile(self.layers), torch.compile(self.decode)
+        for name, weight in self.weights.items():
+            weight_at(weight, 0, name)  # a bad one shows now, not after the pre-training
+        names = [*recipe.clustering.weights, *(part.name for part in recipe.regularisers)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(
+                f"regularisers: with them the method has the loss {min(twice)!r} twice; it takes"
+                " one of each kind"
+            )
+        if not self.trained():
+            raise ValueError(
+                "freeze_encoder, network: got choices that leave nothing to train; a frozen or"
+                " absent encoder takes a clustering whose head is trained"
+            )
+
+    @property
+    def parts(self) -> list[Part]:
+        """The clustering loss and the regularisers."""
+        return [self.recipe.clustering, *self.recipe.regularisers]
+
+    @property
+    def weights(self) -> dict[str, Schedule]:
+        """The scheduled weight of each loss by name."""
+        weights = dict(self.recipe.clustering.weights)
+        weights.update({part.name: part.weight for part in self.recipe.regularisers})
+        return weights
+
+    def prepare(self, rows: Rows) -> None:
+        """Refuse what a part cannot work with, before anything is trained."""
+        for part in self.parts:
+            part.prepare(self, rows)
+
+    def head(self) -> Head:
+        """The head of the clustering loss."""
+        head: Head = self.layer.head()
+        return head
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Scale the data."""
+        return x * self.scale
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The features that are clustered."""
+        x = self.preprocess(x)
+        if self.features == "last":
+            return self.network.encode(x)
+        return features(self.network.layers(x), self.features)
+
+    def embed_clean(self, x: Tensor) -> Tensor:
+        """The features of rows in mid-training, as `embed` gives them elsewhere."""
+        self.network.eval()
+        z = self.embed(x)
+        self.network.train()
+        return z
+
+    def stages(self) -> list[Stage]:
+        """The autoencoder's stages, the clustering, and the re-clustering if there is one."""
+        recipe = self.recipe
+        stages = []
+        if recipe.pretraining is not None:
+            stages += recipe.pretraining.stages(self.network, self.preprocess)
+        phase = Phase(
+            "cluster",
+            self.trained,
+            recipe.optimizer,
+            self.losses,
+            self.weights,
+            recipe.schedule,
+            after=self.after,
+        )
+        stage = Stage(
+            "cluster",
+            (phase,),
+            recipe.length,
+            begin=self.begin,
+            refresh=self.refresh,
+            every=recipe.clustering.every,
+            stop=self.stop,
+            order=recipe.order,
+            augment=recipe.augment,
+        )
+        for part in self.parts:
+            stage = part.extend(self, stage)
+        stages.append(stage)
+        if recipe.recluster:
+            stages.append(Stage("recluster", begin=self.start))
+        return stages
+
+    def trained(self) -> list[torch.nn.Parameter]:
+        """The head, the encoder unless it is frozen, and the decoder where a loss needs it."""
+        recipe = self.recipe
+        trained = [*self.layer.parameters()] if recipe.clustering.trains_head else []
+        if not recipe.freeze_encoder:
+            trained += self.network.encoder_parameters()
+        if any(part.decodes for part in self.parts):
+            trained += self.network.decoder_parameters()
+        return trained
+
+    def begin(self, run: Run) -> None:
+        """Where clusters start; what a frozen encoder gives is computed once."""
+        if self.recipe.freeze_encoder and self.recipe.augment is None:
+            run.state["codes"] = run.map(self.embed)
+        for part in self.parts:
+            part.begin(self, run)
+        self.start(run)
+
+    def start(self, run: Run) -> None:
+        """The clusters of the present embeddings."""
+        z = self.embedded(run)
+        self.recipe.clustering.start(self, run, z)
+        for part in self.parts:
+            part.started(self, run, z)
+
+    def embedded(self, run: Run) -> Tensor:
+        """The embeddings (N, D) of all rows."""
+        codes: Tensor | None = run.state.get("codes")
+        return run.map(self.embed) if codes is None else codes
+
+    def refresh(self, run: Run) -> None:
+        """Interventions, then what each part takes from the whole data."""
+        z = self.embedded(run)
+        if run.update < run.n_updates:  # at the end nothing would be trained on
+            for intervention in self.recipe.interventions:
+                z = intervention.act(self, run, z)
+        for part in self.parts:
+            part.refresh(self, run, z)
+
+    def losses(self, run: Run, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses of all parts by name, and what their `after` is to see."""
+        codes: Tensor | None = run.state.get("codes")
+        rows = batch.x if self.recipe.augment is None or batch.view is None else batch.view
+        forward = Forward(self, rows, batch.view, None if codes is None else codes[batch.idx])
+        losses = self.recipe.clustering.losses(self, run, batch, forward)
+        for part in self.recipe.regularisers:
+            losses[part.name] = part.loss(self, run, batch, forward)
+        return losses, forward.aux
+
+    def after(self, run: Run, batch: Batch, aux: dict[str, Tensor]) -> None:
+        """What parts do after the step."""
+        for part in self.parts:
+            part.after(self, run, batch, aux)
+
+    def stop(self, run: Run) -> str | None:
+        """The clustering's own rule, but not before the last intervention."""
+        if any(intervention.holds(run) for intervention in self.recipe.interventions):
+            return None
+        return self.recipe.clustering.stop(self, run)
