@@ -107,7 +107,8 @@ class ComposedEstimator(DeepEstimator):
     @property
     def takes_images(self) -> bool:
         """Whether X may have three or four dimensions."""
-        return self.image_shape is not None or self.network in ("conv",)
+        images = self.network == "conv" or hasattr(self.network, "image_size")
+        return images or self.image_shape is not None
 
     def _clustering(self, settings: dict[str, Any]) -> Clustering:
         """The clustering loss, from the parameters with the preset's values in them."""
@@ -178,12 +179,9 @@ class ComposedEstimator(DeepEstimator):
                     f"encoder: got {type(self.encoder).__name__}; it takes a torch.nn.Module"
                 )
             shape = self._image_shape(n_features)
-            return UserNetwork(
-                copy.deepcopy(self.encoder),
-                copy.deepcopy(self.decoder),
-                n_features=n_features,
-                image_shape=shape,
-            )
+            # Together, so that weights they share stay shared.
+            encoder, decoder = copy.deepcopy((self.encoder, self.decoder))
+            return UserNetwork(encoder, decoder, n_features=n_features, image_shape=shape)
         if self.decoder is not None:
             raise ValueError("decoder: got a module, but no encoder; it goes with encoder=")
         kind = s["network"]

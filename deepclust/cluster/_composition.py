@@ -110,7 +110,7 @@ class Part:
         return stage
 
     def begin(self, method: Composition, run: Run) -> None:
-        """Once, before the clusters start."""
+        """Once, when the clusters have first started."""
 
     def started(self, method: Composition, run: Run, z: Tensor) -> None:
         """The clusters have started, or started again, from embeddings z (N, D)."""
@@ -283,8 +283,6 @@ class Composition(Method):
         if recipe.compile:
             self.network.compile()  # its forward, which the pre-training calls
             self.layers, self.decode = torch.compile(self.layers), torch.compile(self.decode)
-        for name, weight in self.weights.items():
-            weight_at(weight, 0, name)  # a bad one shows now, not after the pre-training
         names = [*recipe.clustering.weights, *(part.name for part in recipe.regularisers)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(
@@ -311,6 +309,8 @@ class Composition(Method):
 
     def prepare(self, rows: Rows) -> None:
         """Refuse what a part cannot work with, before anything is trained."""
+        for name, weight in self.weights.items():
+            weight_at(weight, 0, name)
         for part in self.parts:
             part.prepare(self, rows)
 
@@ -384,9 +384,9 @@ class Composition(Method):
         """Where clusters start; what a frozen encoder gives is computed once."""
         if self.recipe.freeze_encoder and self.recipe.augment is None:
             run.state["codes"] = run.map(self.embed)
+        self.start(run)
         for part in self.parts:
             part.begin(self, run)
-        self.start(run)
 
     def start(self, run: Run) -> None:
         """The clusters of the present embeddings."""
@@ -411,6 +411,8 @@ class Composition(Method):
 
     def losses(self, run: Run, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses of all parts by name, and what their `after` is to see."""
+        if self.recipe.freeze_encoder:
+            self.network.eval()  # lest what its layers keep of the data moves
         codes: Tensor | None = run.state.get("codes")
         rows = batch.x if self.recipe.augment is None or batch.view is None else batch.view
         forward = Forward(self, rows, batch.view, None if codes is None else codes[batch.idx])

@@ -15,18 +15,38 @@ from torch import Tensor
 
 # Where the classes lie that a tree may name: dataclasses of plain fields, whose making runs no code
 # of a file's choosing.
-_MODULES = ("deepclust.cluster", "deepclust.losses", "deepclust.transforms")
+_MODULES = (
+    "deepclust.cluster",
+    "deepclust.losses",
+    "deepclust.transforms",
+    "deepclust.cluster._saving",
+)
+
+
+_PLAIN = (bool, int, float, str)
+
+
+@dataclasses.dataclass(frozen=True)
+class NotSaved:
+    """Stands where a function was that a file did not keep."""
+
+    def __call__(self, *_: Any) -> Any:
+        """Raise: to fit again, the function has to be set."""
+        raise ValueError("a function that the file did not keep; set it to fit the model again")
 
 
 def to_tree(value: Any) -> Any:
     """A parameter as a file can hold it; what is the user's code becomes None."""
     if _is_part(value):
-        fields = {f.name: to_tree(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {}
+        for field in dataclasses.fields(value):
+            item = getattr(value, field.name)
+            fields[field.name] = to_tree(NotSaved() if _is_code(item) else item)
         return {"part": type(value).__name__, "fields": fields}
     if isinstance(value, torch.nn.Module):
         return dict(value.state_dict())
     if isinstance(value, (list, tuple)):
-        return type(value)(to_tree(item) for item in value)
+        return type(value)(to_tree(item) for item in value if not _is_code(item))
     if sparse.issparse(value):
         matrix: Any = value
         csr = matrix.tocsr()
@@ -79,9 +99,11 @@ def comparable(value: Any) -> Any:
         return value.item()
     if isinstance(value, (list, tuple)):
         return [comparable(item) for item in value]
-    if callable(value):
-        return f"function {getattr(value, '__qualname__', type(value).__qualname__)}"
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, _PLAIN):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _part(name: str) -> Any:
@@ -104,6 +126,7 @@ def _is_part(value: Any) -> bool:
 
 def _is_code(value: Any) -> bool:
     """Whether a value is a function, or of a class that only its module has."""
-    return (callable(value) and not isinstance(value, torch.nn.Module)) or (
-        dataclasses.is_dataclass(value) and not _is_part(value)
-    )
+    known = (*_PLAIN, dict, list, tuple, np.ndarray, np.generic, Tensor, torch.nn.Module)
+    if value is None or isinstance(value, (*known, os.PathLike)) or sparse.issparse(value):
+        return False
+    return not _is_part(value)

@@ -59,17 +59,21 @@ class SoftReset(Intervention):
                 buffer.copy_(kept[name])
         encoder = {id(parameter) for parameter in method.network.encoder_parameters()}
         for name, parameter in method.network.named_parameters():
-            fresh = parameter.clone() if id(parameter) in encoder else old[name]
-            parameter.copy_(self.keep * old[name] + (1 - self.keep) * fresh)
+            if id(parameter) in encoder:
+                parameter.lerp_(old[name], self.keep)
+            else:
+                parameter.copy_(old[name])
         if "codes" in run.state:
             run.state["codes"] = run.map(method.embed)
+        labels = run.state["labels"]
         method.start(run)
+        run.state["labels"] = labels  # the refresh counts how many have changed
         run.forget(method.layer.parameters())
         return method.embedded(run)
 
     def holds(self, run: Run) -> bool:
         """Whether there is a reset to come."""
-        return self._next(run) < self.until * run.n_updates
+        return max(self._next(run), run.update) < self.until * run.n_updates
 
     def _next(self, run: Run) -> int:
         last: int = run.state.get("last reset", 0)

@@ -113,7 +113,7 @@ class Mixture(Clustering):
             parameter.copy_(values)
         _, run.state["labels"], _ = F.frequencies(z, layer.head(), backend=method.backend)
 
-    def started(self, method: Composition, run: Run, z: Tensor) -> None:
+    def begin(self, method: Composition, run: Run) -> None:
         """The encoder's variances start well inside the clusters, which the paper leaves open.
 
         At random they would be near 1, whatever the spread of the codes that pre-training gave.
