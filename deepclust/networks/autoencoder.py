@@ -93,9 +93,25 @@ class LayeredAutoencoder(Autoencoder):
     with the code's activation for g of the last layer, the output's for g' of the first, and
     `activation` for all others.
 
-    Attributes:
+    Args:
+        n_features: Width of the rows.
+        code_width: Width of the code.
         encoder: The layers in order.
         decoder: Their mirror images, that of the last layer first.
+        activation: "relu", "leaky_relu" (slope 0.01), "sigmoid" or "tanh".
+        code: "linear", "sigmoid" or "tanh".
+        output: "linear", "sigmoid" or "tanh".
+
+    Raises:
+        ValueError: If an activation is none of those above.
+
+    Example:
+        >>> import torch
+        >>> from deepclust.networks import MLPAutoencoder
+        >>> network = MLPAutoencoder((64, 32, 10))  # such a network
+        >>> h = network.encode_layer(0, torch.zeros(5, 64))
+        >>> h.shape, network.decode_layer(0, h).shape
+        (torch.Size([5, 32]), torch.Size([5, 64]))
     """
 
     has_decoder = True
@@ -225,13 +241,15 @@ def features_width(network: Autoencoder, which: Literal["last"] | Sequence[int] 
 def evaluating(network: nn.Module) -> Iterator[Tensor]:
     """In evaluation mode and without gradients; afterwards each module is in the mode it was in.
 
-    Gives a tensor of the type, and on the device, that the network takes.
+    Gives an empty tensor of the type, and on the device, that the network takes.
     """
     modes = [(module, module.training) for module in network.modules()]
+    like = next(network.parameters(), torch.empty(0))
     network.eval()
     try:
         with torch.no_grad():
-            yield next(network.parameters(), torch.empty(0))
+            # Not `like` itself: a lazy module's parameters have no more than a type and a device.
+            yield torch.empty(0, dtype=like.dtype, device=like.device)
     finally:
         for module, mode in modes:
             module.training = mode

@@ -52,9 +52,7 @@ class MLPAutoencoder(LayeredAutoencoder):
         except TypeError:
             widths = ()
         if len(widths) < 2 or min(widths) < 1:
-            raise ValueError(
-                f"sizes: got {tuple(sizes)}; it takes two or more integers of at least 1"
-            )
+            raise ValueError(f"sizes: got {sizes!r}; it takes two or more integers of at least 1")
         encoder = [nn.Linear(*pair) for pair in pairwise(widths)]
         decoder = [nn.Linear(*pair) for pair in pairwise(widths[::-1])]
         super().__init__(
