@@ -49,14 +49,14 @@ SHALLOW = ("k-means", "scikit-learn k-means", "spectral")
 # The parameters of an estimator that its pre-training reads, and those that nothing else does.
 PRETRAINING_ALONE = ("layer_updates", "dropout", "tune_updates", "pretrain_lr")
 PRETRAINING = (
-    *("preset", "network", "image_shape", "features", "hidden", "latent_dim", "scale"),
+    *("preset", "network", "image_shape", "features", "augment", "hidden", "latent_dim", "scale"),
     *("batch_size", "optimizer", "autocast"),
     *PRETRAINING_ALONE,
 )
 # Those that do not change what is computed, or are no setting's own.
 NOT_CONFIG = (
     *("backend", "callbacks", "checkpoint", "copy_x", "cuda_graphs", "device", "n_jobs"),
-    *("pretrained", "random_state", "verbose"),
+    *("compile", "pretrained", "random_state", "verbose"),
 )
 
 
@@ -127,22 +127,19 @@ def plan(
     }
     pretrain = None
     if method not in SHALLOW:
-        # One autoencoder serves every method but VaDE, whose encoder gives variances too.
-        trainer = kind if method == "VaDE" else cluster.DEC
+        # One autoencoder serves every method; the variances of VaDE's begin with its clustering.
         start = {key: given[key] for key in PRETRAINING if key in given}
         start |= {"n_clusters": k, "max_updates": 0, "n_init": 1}
-        values = resolved(trainer, start)
-        config["pretraining"] = {"estimator": trainer.__name__} | {
-            key: values[key] for key in PRETRAINING if key in values
-        }
+        values = resolved(cluster.DEC, start)
+        config["pretraining"] = {key: values[key] for key in PRETRAINING}
         for key in PRETRAINING_ALONE:
             config["parameters"].pop(key, None)
 
         def pretrain(**more: Any) -> Any:
-            return trainer(**start, random_state=seed, **more)
+            return cluster.DEC(**start, random_state=seed, **more)
 
     def make(**more: Any) -> Any:
-        return kind(**_with_regularisers(given), random_state=seed, **more)
+        return kind(**_with_parts(given), random_state=seed, **more)
 
     config = json.loads(json.dumps(config))  # as it will be read again
     return Job(data, name, seed, config, make, pretrain)
@@ -155,22 +152,20 @@ def resolved(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
         if name not in known:
             raise RefusedError(f"{kind.__name__} has no parameter {name}")
     values = {name: parameter.default for name, parameter in known.items()} | given
-    presets = getattr(inspect.getmodule(kind), "PRESETS", {})
+    presets = getattr(kind, "PRESETS", {})
     for name, value in presets.get(values.get("preset"), {}).items():
         if values.get(name) is None:
             values[name] = value
     return {name: value for name, value in values.items() if name not in NOT_CONFIG}
 
 
-def _with_regularisers(given: dict[str, Any]) -> dict[str, Any]:
-    if "regularisers" not in given:
-        return given
-    from deepclust.cluster import regularisers
-
-    made = tuple(
-        getattr(regularisers, name)(**values) for name, values in given["regularisers"].items()
-    )
-    return given | {"regularisers": made}
+def _with_parts(given: dict[str, Any]) -> dict[str, Any]:
+    parts = {
+        name: tuple(getattr(cluster, part)(**values) for part, values in given[name].items())
+        for name in ("regularisers", "interventions")
+        if name in given
+    }
+    return given | parts
 
 
 def is_done(job: Job, file: Path) -> bool:

@@ -39,7 +39,8 @@ OF_THE_DATA = "of the data"
 
 # method: a name of deepclust.cluster, or one of run.METHODS. The rest are its parameters, but for
 #     subsample: on data of more rows, fit so many of them, drawn by the seed.
-# regularisers, where given, is {a name of deepclust.cluster.regularisers: its arguments}.
+# regularisers and interventions, where given, are {a name of deepclust.cluster: its arguments}.
+VIEWS = {"augment": "auto", "image_shape": OF_THE_DATA}
 SETTINGS: dict[str, dict[str, Any]] = {
     "k-means": {"method": "k-means", "n_init": 20},
     "k-means-sklearn": {"method": "scikit-learn k-means", "n_init": 20},
@@ -53,12 +54,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ae-k-means-gaussian": {"method": "autoencoder + k-means", "init_criterion": "gaussian"},
     "dec": {"method": "DEC"},
     "dec-inertia": {"method": "DEC", "init_criterion": "inertia"},
-    "dec-conv": {"method": "DEC", "network": "conv", "image_shape": OF_THE_DATA},
     "idec": {"method": "IDEC"},
-    "idec-conv": {"method": "IDEC", "network": "conv", "image_shape": OF_THE_DATA},
     "dcn": {"method": "DCN"},
     "abc": {"method": "ABC"},
     "vade": {"method": "VaDE"},
+    "dec-views": {"method": "DEC", **VIEWS},
+    "idec-views": {"method": "IDEC", **VIEWS},
+    "dcn-views": {"method": "DCN", **VIEWS},
 }
 
 
@@ -75,4 +77,6 @@ def rules(setting: dict[str, Any], n_rows: int, n_clusters: int) -> dict[str, An
             given.setdefault("max_updates", 7_000)
             if setting["method"] in ("DEC", "IDEC"):
                 given["update_interval"] = 140
+        if setting["method"] in ("DCN", "ABC", "VaDE"):
+            given["max_updates"] = 50 * -(-n_rows // 256)  # 50 passes, as DCN was published
     return given

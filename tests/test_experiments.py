@@ -240,7 +240,6 @@ def test_sparse_and_unit_rows_and_subsamples(grid, tmp_path):
 
 
 def test_regularisers_are_made_from_their_names(grid, tmp_path):
-    pytest.importorskip("deepclust.cluster.regularisers")
     extended = {**GRID["dec"], "regularisers": {"Reconstruction": {"weight": 0.5}}}
     assert grid("dec", settings={"dec": extended}) == 0
     assert "cluster/reconstruction" in result(tmp_path, "dec")["history"]
