@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch.nn import Module
 
@@ -39,6 +39,7 @@ from deepclust.networks import (
     UserNetwork,
     VariationalAutoencoder,
 )
+from deepclust.networks.images import image_size
 from deepclust.transforms import FeatureNoise, ImageTransform
 
 # Lengths and rates that suit thousands of rows on a CPU; every method's presets begin with these.
@@ -227,16 +228,13 @@ class ComposedEstimator(DeepEstimator):
             shape = getattr(self, "image_shape_", None)
         if shape is None:
             return None
-        try:
-            sizes = tuple(int(size) for size in shape)
-        except (TypeError, ValueError):
-            sizes = ()
-        if len(sizes) not in (2, 3) or min(sizes) < 1 or int(np.prod(sizes)) != n_features:
+        size = image_size(shape)
+        if math.prod(size) != n_features:
             raise ValueError(
                 f"image_shape: got {shape!r}; it takes (H, W) or (H, W, C), channels last, of the"
                 f" {n_features} values of a row"
             )
-        return sizes
+        return size
 
     def _prepare(self, method: Composition, rows: Rows) -> None:
         scale = self._filled_in()["scale"]

@@ -14,6 +14,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from deepclust.networks.images import image_size
+
 # Data up to this size are held in memory as one float32 tensor; larger ones stay where they are and
 # are read, and converted, batch by batch.
 RESIDENT_BYTES = 4 << 30
@@ -255,9 +257,10 @@ def _flattened(estimator: Any, X: Any, reset: bool) -> Any:
                 " move the axis, or say image_shape"
             )
         estimator.image_shape_ = shape
-    expected = tuple(estimator.image_shape_)
-    if shape not in (expected, (*expected, 1)) and (*shape, 1) != expected:
-        raise ValueError(f"X: got images {shape}; it takes {expected}, channels last")
+    if image_size(shape) != image_size(estimator.image_shape_):
+        raise ValueError(
+            f"X: got images {shape}; it takes {tuple(estimator.image_shape_)}, channels last"
+        )
     return X.reshape(len(X), -1)
 
 

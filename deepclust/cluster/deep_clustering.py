@@ -44,6 +44,8 @@ class KMeansLoss(Centroids):
     def __post_init__(self) -> None:
         as_length("update_interval", self.update_interval, 1)
         check_above_zero("nu", self.nu)
+        if not isinstance(self.soft, bool):
+            raise ValueError(f"soft: got {self.soft!r}; it takes True or False")
 
     @property
     def every(self) -> Length:
