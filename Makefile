@@ -34,13 +34,16 @@ demo: setup  ## cluster the handwritten digits that scikit-learn carries; writes
 	@$(BIN)/python -m deepclust fit digits --n-clusters 10 --out demo-report --overwrite \
 		--set 'hidden=[256, 512]'
 
+# What these test is the same without the extension.
+NO_KERNELS := datasets experiments files networks plots report transforms
 test: lint types layers doctest  ## every check: lint, types, imports, examples, tests with and without the extension
 	@$(BIN)/python -c 'import torch, deepclust._C' || \
 		{ echo "test: the extension is not built; make test checks it too and needs a C++ compiler"; exit 1; }
 	@echo "test: with the extension"
 	@$(BIN)/python -m pytest -q
 	@echo "test: with the extension absent"
-	@DEEPCLUST_TEST_BLOCK=deepclust._C $(BIN)/python -m pytest -q
+	@DEEPCLUST_TEST_BLOCK=deepclust._C $(BIN)/python -m pytest -q -k 'not scikit_learn' \
+		$(addprefix --ignore=tests/test_,$(addsuffix .py,$(NO_KERNELS)))
 	@echo "test: with triton absent: what every primitive promises"
 	@DEEPCLUST_TEST_BLOCK=triton $(BIN)/python -m pytest -q tests/test_contract.py tests/test_dispatch.py
 	@echo "test: the triton kernels, in its interpreter"

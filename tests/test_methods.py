@@ -1163,3 +1163,16 @@ def test_a_captured_fit_is_the_fit(rows, name, monkeypatch):
     assert_same(captured, plain)
     for tape in tapes.tapes:
         assert not any("_local_scalar_dense" in str(func) for func, *_ in tape.calls)
+
+
+def test_compile_runs_the_networks_through_torch_compile(rows, fitted, monkeypatch):
+    """With a compiler that changes nothing, the fit is the fit, and went through it."""
+    called = []
+
+    def compiled(function, **_):
+        return lambda *args: called.append(function.__name__) or function(*args)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: called.append("forward"))
+    assert_same(make("idec", compile=True).fit(rows), fitted("idec"))
+    assert set(called) == {"forward", "layers", "decode"}
