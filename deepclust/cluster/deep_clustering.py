@@ -166,9 +166,9 @@ class DeepClustering(ComposedEstimator):
         >>> from deepclust.cluster import Balance, DeepClustering
         >>> X, _ = make_blobs(200, centers=3, n_features=8, random_state=0)
         >>> small = {"hidden": (16,), "latent_dim": 2, "tune_updates": 50, "max_updates": 50}
-        >>> model = DeepClustering(3, clustering="soft k-means", regularisers=[Balance()], **small)
+        >>> model = DeepClustering(3, clustering="hardening", regularisers=[Balance()], **small)
         >>> sorted(model.fit(X).history_)
-        ['cluster/balance', 'cluster/changed', 'cluster/k-means', 'tune/reconstruction']
+        ['cluster/balance', 'cluster/changed', 'cluster/kl', 'tune/reconstruction']
     """
 
     clustering: Any = None
