@@ -58,6 +58,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dcn": {"method": "DCN"},
     "abc": {"method": "ABC"},
     "vade": {"method": "VaDE"},
+    "ae-k-means-views": {
+        "method": "autoencoder + k-means",
+        "init_criterion": "gaussian",
+        **VIEWS,
+    },
     "dec-views": {"method": "DEC", **VIEWS},
     "idec-views": {"method": "IDEC", **VIEWS},
     "dcn-views": {"method": "DCN", **VIEWS},
