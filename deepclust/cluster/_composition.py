@@ -99,6 +99,8 @@ class Forward:
 class Part:
     """What clustering losses and regularisers have in common."""
 
+    name: str  # of the loss, in the history
+    weight: Schedule
     # Whether its loss needs the decoder, which is then trained on.
     decodes = False
 
@@ -138,9 +140,9 @@ class Clustering(Part, ABC):
         """How often to refresh."""
 
     @property
-    @abstractmethod
     def weights(self) -> dict[str, Schedule]:
-        """The scheduled weight of each loss by name, 1 where none is given."""
+        """The scheduled weight of each loss by name; most have one."""
+        return {self.name: self.weight}
 
     @abstractmethod
     def layer(self, n_clusters: int, n_features: int, backend: str) -> Any:
@@ -190,13 +192,6 @@ class Centroids(Clustering):
 
 class Regulariser(Part, ABC):
     """A loss beside the clustering loss, with a weight of its own."""
-
-    weight: Schedule
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The name of the loss in the history."""
 
     @abstractmethod
     def loss(self, method: Composition, run: Run, batch: Batch, forward: Forward) -> Tensor:

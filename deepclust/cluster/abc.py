@@ -77,6 +77,8 @@ class EpochMeans(EpochCentroids):
     weight: Schedule = 0.1
     form: str = "euclidean"
 
+    name = "k-means"
+
     def __post_init__(self) -> None:
         if self.form not in FORMS[:2]:
             raise ValueError(f"form: got {self.form!r}; it takes {either(FORMS[:2])}")
@@ -88,11 +90,6 @@ class EpochMeans(EpochCentroids):
                 "form: got 'cross-entropy', which takes codes between 0 and 1: a network with"
                 " code='sigmoid'"
             )
-
-    @property
-    def weights(self) -> dict[str, Schedule]:
-        """The weight of the one loss."""
-        return {"k-means": self.weight}
 
     def losses(
         self, method: Composition, run: Run, batch: Batch, forward: Forward
@@ -119,17 +116,14 @@ class EpochGaussians(EpochCentroids):
 
     weight: Schedule = 1.0
 
+    name = "gaussian kl"
+
     def prepare(self, method: Composition, rows: Rows) -> None:
         """The codes have to be Gaussians."""
         if not isinstance(method.network, VariationalAutoencoder) or method.features != "last":
             raise ValueError(
                 "network: got one whose codes are points; the form 'gaussian' takes 'variational'"
             )
-
-    @property
-    def weights(self) -> dict[str, Schedule]:
-        """The weight of the one loss."""
-        return {"gaussian kl": self.weight}
 
     def refresh(self, method: Composition, run: Run, z: Tensor) -> None:
         """Labels and means as before, and the clusters' precisions (K, D)."""

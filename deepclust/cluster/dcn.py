@@ -45,6 +45,8 @@ class RunningMeans(Centroids):
 
     weight: Schedule = 0.5
     initial_count: int = 100
+
+    name = "k-means"
     trains_head = False
 
     def __post_init__(self) -> None:
@@ -54,11 +56,6 @@ class RunningMeans(Centroids):
     def every(self) -> Length:
         """Labels of all rows once a pass."""
         return Epochs(1)
-
-    @property
-    def weights(self) -> dict[str, Schedule]:
-        """The weight of the one loss."""
-        return {"k-means": self.weight}
 
     def start(self, method: Composition, run: Run, z: Tensor) -> None:
         """Centroids and labels by k-means, and the counts that centroids begin with."""

@@ -56,6 +56,8 @@ class Hardening(Centroids):
     update_interval: int | Length = 30
     tol: float = 1e-3
 
+    name = "kl"
+
     def __post_init__(self) -> None:
         as_length("update_interval", self.update_interval, 1)
         check_above_zero("nu", self.nu)
@@ -68,11 +70,6 @@ class Hardening(Centroids):
     def every(self) -> Length:
         """How often P is computed."""
         return as_length("update_interval", self.update_interval, 1)
-
-    @property
-    def weights(self) -> dict[str, Schedule]:
-        """The weight of the one loss."""
-        return {"kl": self.weight}
 
     def refresh(self, method: Composition, run: Run, z: Tensor) -> None:
         """The target of the whole data, eq. 3, and how many labels changed."""

@@ -39,6 +39,8 @@ class KMeansLoss(Centroids):
     soft: bool = False
     nu: float = 1.0
     update_interval: int | Length = 30
+
+    name = "k-means"
     has_targets = False
 
     def __post_init__(self) -> None:
@@ -51,11 +53,6 @@ class KMeansLoss(Centroids):
     def every(self) -> Length:
         """How often labels are taken for the history."""
         return as_length("update_interval", self.update_interval, 1)
-
-    @property
-    def weights(self) -> dict[str, Schedule]:
-        """The weight of the one loss."""
-        return {"k-means": self.weight}
 
     def losses(
         self, method: Composition, run: Run, batch: Batch, forward: Forward

@@ -148,10 +148,7 @@ class Locality(Regulariser):
 
     def prepare(self, method: Composition, rows: Rows) -> None:
         """Every row has to have neighbours, and an encoder to be moved by them."""
-        if (
-            not any(True for _ in method.network.encoder_parameters())
-            or method.recipe.freeze_encoder
-        ):
+        if method.recipe.freeze_encoder or not method.network.encoder_parameters():
             raise ValueError(
                 "Locality: the encoder is frozen or absent; it takes one that is trained"
             )

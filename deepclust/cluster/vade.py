@@ -65,6 +65,8 @@ class Mixture(Clustering):
 
     weight: Schedule = 1.0
     likelihood: str = "gaussian"
+
+    name = "divergence"
     decodes = True
     has_targets = False
 
@@ -93,7 +95,7 @@ class Mixture(Clustering):
     @property
     def weights(self) -> dict[str, Schedule]:
         """The paper's bound has both terms as they are."""
-        return {"reconstruction": 1.0, "divergence": self.weight}
+        return {"reconstruction": 1.0, **super().weights}
 
     @property
     def reconstruct(self) -> Reconstruct:  # type: ignore[override]
