@@ -883,6 +883,11 @@ def test_a_convolutional_network_of_the_users(rows):
     assert estimator.cluster_centers_.shape == (K, 3)
     pooled = DEC(K, **SMALL, network=network, features=(0, 1)).fit(rows)
     assert pooled.cluster_centers_.shape == (K, 4 + 3)
+    np.testing.assert_array_equal(pooled.predict(rows.reshape(N, 8, 8)), pooled.labels_)
+    with pytest.raises(ValueError, match=r"X: got images \(4, 16\); it takes \(8, 8, 1\)"):
+        DEC(K, **SMALL, network=network).fit(rows.reshape(N, 4, 16))
+    with pytest.raises(ValueError, match=r"image_shape: got \(4, 16, 1\), but the network takes"):
+        DEC(K, **SMALL, network=network, image_shape=(4, 16)).fit(rows)
 
 
 @pytest.mark.parametrize(

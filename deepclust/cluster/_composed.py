@@ -123,7 +123,10 @@ class ComposedEstimator(DeepEstimator):
         s = self._filled_in()
         clustering = self._clustering(s)
         network = self._network(s, n_features)
-        image_shape = getattr(network, "image_size", None) or self._image_shape(n_features)
+        image_shape, own = self._image_shape(n_features), getattr(network, "image_size", None)
+        if None not in (image_shape, own) and image_shape != own:
+            raise ValueError(f"image_shape: got {image_shape}, but the network takes {own}")
+        image_shape = image_shape or own
         augment = _transform("augment", self.augment, image_shape)
         given = tuple(
             part

@@ -245,6 +245,8 @@ def as_rows(estimator: BaseEstimator, X: Any, device: torch.device, *, reset: bo
 def _flattened(estimator: Any, X: Any, reset: bool) -> Any:
     """Images (N, H, W) or (N, H, W, C) as rows; anything else as it is."""
     given = estimator.image_shape
+    if given is None:
+        given = getattr(estimator.network, "image_size", None)  # a module of the user's knows it
     if reset:
         estimator.image_shape_ = given
     if not isinstance(X, (np.ndarray, Tensor)) or X.ndim not in (3, 4):
