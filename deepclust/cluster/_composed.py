@@ -129,9 +129,9 @@ class ComposedEstimator(DeepEstimator):
         image_shape = image_shape or own
         augment = _transform("augment", self.augment, image_shape)
         given = tuple(
-            part
-            if (transform := getattr(part, "transform", None)) is None
-            else replace(part, transform=_transform("transform", transform, image_shape))
+            replace(part, transform=_transform("transform", "auto", image_shape))
+            if getattr(part, "transform", None) == "auto"
+            else part
             for part in _all("regularisers", self.regularisers, Regulariser)
         )
         trains = self.pretrained is None and network.has_decoder
