@@ -290,6 +290,11 @@ class Composition(Method):
                 " absent encoder takes a clustering whose head is trained"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle keeps: not compiled functions, which it cannot; prediction needs none."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "layers": self.network.layers, "decode": self.network.decode}
+
     @property
     def parts(self) -> list[Part]:
         """The clustering loss and the regularisers."""
