@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import pickle
 import signal
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,6 +41,7 @@ from deepclust.cluster import (
     VaDE,
     _start,
 )
+from deepclust.cluster._composition import Regulariser
 from deepclust.cluster._data import Rows
 from deepclust.cluster._trainer import Batch, Run, Settings
 from deepclust.datasets import load_digits
@@ -720,6 +723,50 @@ def test_functions_are_not_saved_but_the_model_predicts(rows, tmp_path, name, pa
     assert_same(loaded.set_params(**{parameter: value}).fit(rows), estimator)
 
 
+class Halved(KMeansLoss):
+    """A clustering loss of the user's."""
+
+    def losses(self, method, run, batch, forward):
+        return {
+            name: loss / 2 for name, loss in super().losses(method, run, batch, forward).items()
+        }
+
+
+class Steady(Regulariser):
+    """A regulariser of the user's, that is no dataclass."""
+
+    name, weight = "steady", 0.5
+
+    def __init__(self, transform):
+        self.transform = transform
+
+    def extend(self, method, stage):
+        return replace(stage, augment=self.transform)
+
+    def loss(self, method, run, batch, forward):
+        return (forward.view.z - forward.z).square().mean()
+
+
+def test_parts_of_the_users_own(rows, tmp_path):
+    def make_own(**changes):
+        parts = {"clustering": Halved(update_interval=4), "regularisers": [Steady(jittered)]}
+        return DeepClustering(K, **SMALL, **parts, **changes)
+
+    whole = make_own().fit(rows)
+    assert {"cluster/k-means", "cluster/steady"} < whole.history_.keys()
+    for checkpoint in (None, tmp_path / "checkpoint"):
+        cut = make_own(checkpoint=checkpoint, callbacks=[interrupt("cluster", 0)])
+        with pytest.raises(KeyboardInterrupt):
+            cut.fit(rows)
+        assert_same(cut.set_params(callbacks=()).fit(rows, resume=True), whole)
+    with pytest.warns(UserWarning, match="^regularisers: functions and classes are not saved"):
+        whole.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"it takes \['clustering'\]"):
+        DeepClustering.load(tmp_path / "model")
+    loaded = DeepClustering.load(tmp_path / "model", clustering=Halved())
+    np.testing.assert_array_equal(loaded.predict(rows), whole.labels_)
+
+
 # Networks.
 
 
@@ -1179,5 +1226,10 @@ def test_compile_runs_the_networks_through_torch_compile(rows, fitted, monkeypat
 
     monkeypatch.setattr(torch, "compile", compiled)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: called.append("forward"))
-    assert_same(make("idec", compile=True).fit(rows), fitted("idec"))
+    estimator = make("idec", compile=True).fit(rows)
+    assert_same(estimator, fitted("idec"))
     assert set(called) == {"forward", "layers", "decode"}
+    # What the compiler gave cannot be pickled, and is not needed.
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(estimator)).predict(rows), estimator.labels_
+    )
