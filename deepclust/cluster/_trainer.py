@@ -274,10 +274,12 @@ class Run:
         self._pending[name] = (total + tensor, count + 1)
 
     def forget(self, parameters: Iterable[Tensor]) -> None:
-        """Drop what the optimisers keep of these parameters (moments), which were set anew."""
+        """Set what the optimisers keep of these parameters (moments) to 0, as it is at first."""
         for parameter in parameters:
             for optimizer in self._optimizers.values():
-                optimizer.state.pop(parameter, None)
+                # Not dropped: fused SGD takes moments of all parameters or of none.
+                for moment in optimizer.state.get(parameter, {}).values():
+                    moment.zero_()
 
     # The loop.
 
