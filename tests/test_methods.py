@@ -92,6 +92,18 @@ METHODS = {
             "recluster": True,
         },
     ),
+    "sequential": (
+        DEC,
+        {
+            "preset": "paper",  # SGD, batches in the order of the rows
+            "layer_updates": 2,
+            "pretrain_lr": 0.01,
+            "update_interval": 4,
+            "tol": 0.0,
+            "regularisers": [Balance(), Locality(n_neighbors=3)],
+            "interventions": [SoftReset(every=4), CollapseGuard()],
+        },
+    ),
     "frozen": (
         DeepClustering,
         {
@@ -614,6 +626,7 @@ def test_history_has_a_series_of_each_loss(fitted, name):
             "reconstruction",
             "moved clusters",
         },
+        "sequential": {"kl", "balance", "locality", "moved clusters"},
         "frozen": {"k-means"},
     }
     history = fitted(name).history_
@@ -1204,14 +1217,15 @@ def test_a_refresh_holds_nothing_of_n_by_k(parts, threads):
     assert peak < 64 << 20
 
 
-@pytest.mark.parametrize("name", ["abc gaussian", "vade", "composed"])
+@pytest.mark.parametrize("name", ["abc gaussian", "vade", "composed", "sequential"])
 def test_a_captured_fit_is_the_fit(rows, name, monkeypatch):
     plain = make(name, backend="eager").fit(rows)
     tapes = Tapes()
     kind = METHODS[name][0]
     monkeypatch.setattr(kind, "_capture", lambda self, device: tapes)
     captured = make(name, backend="eager").fit(rows)
-    assert len(tapes.tapes) == 2 * 2  # batches of 64 and 8 rows in two stages
+    # Batches of 64 rows in each stage, and of 8 in those that come to them.
+    assert len(tapes.tapes) == (2 * 2 + 2 if name == "sequential" else 2 * 2)
     assert_same(captured, plain)
     for tape in tapes.tapes:
         assert not any("_local_scalar_dense" in str(func) for func, *_ in tape.calls)
