@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -47,7 +48,7 @@ from deepclust.cluster._trainer import Batch, Run, Settings
 from deepclust.datasets import load_digits
 from deepclust.losses import joint, ramp, switch, zipf
 from deepclust.networks import ConvAutoencoder, StackedAutoencoder
-from tests.test_dec import Watch, interrupt
+from tests.test_dec import Watch, interrupt, no_gpu
 from tests.test_graphs import Tapes
 from tests.test_memory import measure
 from tests.test_regularisers import flipped, started
@@ -65,7 +66,8 @@ SMALL = {
 
 
 def jittered(x, generator):
-    return x + 0.1 * torch.randn(x.shape, generator=generator)
+    noise = torch.randn(x.shape, generator=generator)
+    return x + 0.1 * noise.to(x.device, non_blocking=True)
 
 
 # Each with a refresh at updates 0, 4 and 8.
@@ -1185,6 +1187,37 @@ def test_steps_wait_for_no_result(rows, name, autocast, monkeypatch):
     assert estimator.cluster_centers_.dtype == np.float32
 
 
+def test_regularised_steps_stay_on_the_device(monkeypatch):
+    """The meta device stands for a GPU: what is not on it shows, and reading from it raises."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no meta
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    device = torch.device("meta")
+    regularisers = [
+        Balance(momentum=0.9),
+        Locality(per_step=2),
+        SelfAugmentation(transform=lambda x, generator: 2 * x),
+        Reconstruction(),
+    ]
+    estimator = DeepClustering(K, **SMALL, regularisers=regularisers, backend="eager")
+    method = estimator._build(64).to(device)
+    method.recipe.optimizer = functools.partial(torch.optim.SGD, lr=0.1)  # fused ones know no meta
+    data = Rows(torch.empty(N, 64, device=device), device)
+    run = Run(method, data, Settings(batch_size=64))
+    run.stage_index = len(run._stages) - 1
+    run._make_optimizers()
+    run.state["snapshot"] = F.freeze_target(run.map(method.embed), method.head())
+    for name in ("balance mean", "balance prior"):
+        run.state[name] = torch.empty(K, device=device)
+    run.state["starts"] = torch.empty(N + 1, dtype=torch.int64, device=device)
+    run.state["neighbours"] = torch.empty(3 * N, dtype=torch.int64, device=device)
+    run.state["similarities"] = torch.empty(3 * N, device=device)
+    for update in range(6):
+        with Watch() as watch:
+            run._step()
+        # The order of the rows, once a pass.
+        assert watch.seen == ["_to_copy"] * (update % 4 == 0), update
+
+
 @pytest.mark.parametrize(
     "parts",
     [
@@ -1247,3 +1280,40 @@ def test_compile_runs_the_networks_through_torch_compile(rows, fitted, monkeypat
     np.testing.assert_array_equal(
         pickle.loads(pickle.dumps(estimator)).predict(rows), estimator.labels_
     )
+
+
+# On a GPU.
+
+
+@pytest.mark.gpu
+@no_gpu
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("name", CLUSTERINGS)
+def test_steps_on_a_gpu_never_wait(rows, name, cuda_graphs, monkeypatch):
+    step = Run._step
+
+    def watched(run):
+        # To capture a step is to wait; each stage has two sizes of batch, both in its first pass.
+        if run.settings.capture is None or run.update >= 4:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(run)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Run, "_step", watched)
+    settings = {**SMALL, **CLUSTERINGS[name], "cuda_graphs": cuda_graphs, "device": "cuda"}
+    estimator = DeepClustering(K, **settings).fit(rows)
+    np.testing.assert_array_equal(estimator.predict(rows), estimator.labels_)
+
+
+@pytest.mark.gpu
+@no_gpu
+@pytest.mark.parametrize("name", METHODS)
+def test_a_fit_goes_on_from_the_cpu_on_a_gpu(rows, tmp_path, name):
+    path = tmp_path / "checkpoint"
+    with pytest.raises(KeyboardInterrupt):
+        make(name, checkpoint=path, callbacks=[interrupt("cluster", 4)]).fit(rows)
+    estimator = make(name, checkpoint=path, device="cuda").fit(rows, resume=True)
+    assert {p.device.type for p in estimator.network_.parameters()} == {"cuda"}
+    np.testing.assert_array_equal(estimator.predict(rows), estimator.labels_)

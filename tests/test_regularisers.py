@@ -355,7 +355,7 @@ def test_bad_parameters_of_parts(make, kind, message):
         ({"regularisers": [Balance(weight=-1)]}, "weight of balance: got -1"),
         ({"regularisers": [Locality(n_neighbors=N)]}, f"n_neighbors: got {N} for {N} rows"),
         (
-            {"regularisers": [Locality(graph=scipy.sparse.eye_array(N - 1))]},
+            {"regularisers": [Locality(graph=scipy.sparse.csr_array(np.eye(N - 1)))]},
             rf"graph: got shape \({N - 1}, {N - 1}\) for {N} rows; it takes \(N, N\)",
         ),
         (
