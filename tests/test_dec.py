@@ -429,6 +429,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(digits, tmp_path):
         ({"cluster_lr": 0}, "cluster_lr: got 0"),
         ({"init_criterion": "luck"}, "init_criterion: got 'luck'"),
         ({"scale": "unit"}, "scale: got 'unit'"),
+        ({"scale": float("nan")}, "scale: got nan; it takes 'dec', None or a number above 0"),
         ({"device": "abacus"}, "device: got 'abacus'"),
         ({"backend": "fpga"}, "backend: got 'fpga'"),
         ({"autocast": "int8"}, "autocast: got 'int8'"),

@@ -25,10 +25,10 @@ def check_integer(name: str, value: Any, least: int, what: str = "") -> None:
         raise ValueError(f"{name}: got {value!r}; it takes an integer of at least {least}{what}")
 
 
-def check_above_zero(name: str, value: Any) -> None:
+def check_above_zero(name: str, value: Any, others: str = "") -> None:
     """Refuse what is no finite number above 0."""
     if not (is_number(value) and 0 < value < float("inf")):
-        raise ValueError(f"{name}: got {value!r}; it takes a number above 0")
+        raise ValueError(f"{name}: got {value!r}; it takes {others}a number above 0")
 
 
 def is_number(value: object) -> bool:

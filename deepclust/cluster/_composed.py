@@ -283,8 +283,8 @@ class ComposedEstimator(DeepEstimator):
         for name in ("freeze_encoder", "recluster", "compile"):
             if not isinstance(s[name], bool):
                 raise ValueError(f"{name}: got {s[name]!r}; it takes True or False")
-        if not (self.scale is None or self.scale == "dec" or is_number(self.scale)):
-            raise ValueError(f"scale: got {self.scale!r}; it takes 'dec', None or a number")
+        if not (self.scale is None or self.scale == "dec"):
+            check_above_zero("scale", self.scale, "'dec', None or ")
         # A preset's optimiser of the clustering gives way to one that is asked for.
         s["cluster_optimizer"] = self.optimizer or s.get("cluster_optimizer") or s["optimizer"]
         if self.features != "last":
