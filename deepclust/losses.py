@@ -8,7 +8,6 @@ batch, K clusters, D width; `z` (n, D) embeddings, `q` (n, K) soft assignment.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -143,7 +142,7 @@ class zipf:  # noqa: N801 - called as a function is, and printed as it was calle
     s: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.s) and 0 <= self.s < math.inf):
+        if not (_checks.is_number(self.s) and 0 <= self.s < math.inf):
             raise ValueError(f"s: got {self.s!r}; it takes a finite number of at least 0")
 
     def shares(self, n_clusters: int) -> Tensor:
@@ -508,7 +507,7 @@ class JointWeight:
     def __call__(self, update: int) -> float:
         """The weight at this update."""
         alpha = self.alpha(update)
-        if not (_is_number(alpha) and 0 <= alpha <= 1):
+        if not (_checks.is_number(alpha) and 0 <= alpha <= 1):
             raise ValueError(
                 f"alpha: got {alpha!r} at update {update}; it takes a number from 0 to 1"
             )
@@ -539,7 +538,7 @@ def joint(alpha: Schedule) -> tuple[Schedule, Schedule]:
     """
     if callable(alpha):
         return JointWeight(alpha, "clustering"), JointWeight(alpha, "other")
-    if not (_is_number(alpha) and 0 <= alpha <= 1):
+    if not (_checks.is_number(alpha) and 0 <= alpha <= 1):
         raise ValueError(
             f"alpha: got {alpha!r}; it takes a number from 0 to 1, or a function of the update"
         )
@@ -567,7 +566,7 @@ def weight_at(schedule: Schedule, update: int, name: str) -> float:
     """
     weight = schedule(update) if callable(schedule) else schedule
     takes = f"at update {update}; it takes a finite number of at least 0"
-    if not _is_number(weight):
+    if not _checks.is_number(weight):
         raise TypeError(f"weight of {name}: got {weight!r} {takes}")
     if not 0 <= weight < math.inf:
         raise ValueError(f"weight of {name}: got {weight!r} {takes}")
@@ -602,7 +601,3 @@ def _check_shape(name: str, value: Tensor, like: str, other: Tensor) -> None:
     """Require one shape: broadcasting would give a number that means something else."""
     if value.shape != other.shape:
         raise ValueError(f"{name}: got shape {tuple(value.shape)}; {like} has {tuple(other.shape)}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -8,7 +8,6 @@ values: they compare by their parameters, and can be saved as those.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
@@ -148,8 +147,7 @@ _BELOW_ONE = math.nextafter(1, 0)
 
 def _check_range(name: str, value: Any, takes: str, most: float = math.inf) -> None:
     """Require a finite number from 0 to `most`."""
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (number and 0 <= value <= most and value < math.inf):
+    if not (_checks.is_number(value) and 0 <= value <= most and value < math.inf):
         raise ValueError(f"{name}: got {value!r}; it takes a number {takes}")
 
 

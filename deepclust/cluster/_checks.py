@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import numpy as np
 
 from deepclust.cluster._trainer import Epochs, Length, Updates
+from deepclust.kernels._checks import is_number
 
 
 def as_length(name: str, value: Any, least: int) -> Length:
@@ -29,11 +29,6 @@ def check_above_zero(name: str, value: Any, others: str = "") -> None:
     """Refuse what is no finite number above 0."""
     if not (is_number(value) and 0 < value < float("inf")):
         raise ValueError(f"{name}: got {value!r}; it takes {others}a number above 0")
-
-
-def is_number(value: object) -> bool:
-    """Whether a parameter is a number, and not True or False."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def either(names: Any) -> str:

@@ -18,7 +18,6 @@ from deepclust.cluster._checks import (
     check_above_zero,
     check_integer,
     either,
-    is_number,
 )
 from deepclust.cluster._composition import (
     Clustering,
@@ -31,6 +30,7 @@ from deepclust.cluster._data import Rows
 from deepclust.cluster._estimator import DeepEstimator
 from deepclust.cluster._pretraining import Pretraining
 from deepclust.cluster._start import Start
+from deepclust.kernels._checks import is_number
 from deepclust.networks import (
     Autoencoder,
     ConvAutoencoder,

@@ -16,17 +16,18 @@ import torch
 from torch import Tensor
 
 from deepclust import functional as F
+from deepclust.cluster._checks import as_length
 from deepclust.cluster._data import Rows
-from deepclust.cluster._pretraining import Pretraining, Reconstruct
+from deepclust.cluster._pretraining import Pretraining, Reconstruct, Transform
 from deepclust.cluster._start import Start
-from deepclust.cluster._trainer import Batch, Length, Method, Phase, Run, Stage
+from deepclust.cluster._trainer import Batch, Epochs, Length, Method, Phase, Run, Stage
 from deepclust.functional import Head
 from deepclust.losses import Schedule, reconstruction, weight_at
 from deepclust.networks import Autoencoder, VariationalAutoencoder, features, features_width
 from deepclust.nn import StudentTAssignment
 
 Optimizer = Callable[[Any], torch.optim.Optimizer]
-Transform = Callable[[Tensor, torch.Generator], Tensor]
+ONCE_A_PASS = Epochs(1)
 
 
 class Forward:
@@ -127,6 +128,8 @@ class Part:
 class Clustering(Part, ABC):
     """A clustering loss: its head, where clusters start, what is minimised, how they move."""
 
+    # Between two refreshes: once a pass, where a loss has no field of this name.
+    update_interval: int | Length = ONCE_A_PASS
     # Whether the optimiser moves the head; else `after` or `refresh` do.
     trains_head = True
     # Whether a row has a target, or a label, that a view of it can be held to.
@@ -135,9 +138,9 @@ class Clustering(Part, ABC):
     reconstruct: Reconstruct = staticmethod(reconstruction)
 
     @property
-    @abstractmethod
     def every(self) -> Length:
         """How often to refresh."""
+        return as_length("update_interval", self.update_interval, 1)
 
     @property
     def weights(self) -> dict[str, Schedule]:

@@ -65,8 +65,8 @@ class Batch:
             consecutive, unless the step is captured.
         y: Their labels (n,), -1 where there is none.
         view: Another view of the rows (n, D), from Stage.augment.
-        companions: The rows (n, m, D) that Stage.companions names for them, and
-        companion_weights: what it gives with them (n, m).
+        companions: The rows (n, m, D) that Stage.companions names for them.
+        companion_weights: What it gives with them (n, m).
     """
 
     x: Tensor
@@ -410,14 +410,14 @@ class Run:
         if phase.name in self._schedulers:
             self._schedulers[phase.name].step()
         if phase.after is not None:
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), _autocast(self.device, self.settings.autocast):
                 phase.after(self, batch, aux)
 
     def _gradients(
         self, phase: Phase, batch: Batch, weights: Mapping[str, float | Tensor]
     ) -> tuple[dict[str, Tensor], Any]:
         """The losses and aux; gradients of the weighted sum of the losses go to the parameters."""
-        with self._autocast():
+        with _autocast(self.device, self.settings.autocast):
             losses, aux = phase.losses(self, batch)
         loss = torch.zeros((), device=self.device)
         for name, value in losses.items():
@@ -429,10 +429,6 @@ class Run:
         # Only into this phase's parameters: a critic's loss passes through the encoder too.
         loss.backward(inputs=self._parameters(phase))
         return losses, aux
-
-    def _autocast(self) -> torch.autocast:
-        kind = self.settings.autocast
-        return torch.autocast(self.device.type, kind, enabled=kind is not None)
 
     def _replayed_gradients(
         self, graphs: Graphs, phase: Phase, batch: Batch, weights: dict[str, float]
@@ -607,10 +603,7 @@ def map_rows(
     """`function` of all rows, block by block, in evaluation mode and without gradients."""
     training = method.training
     method.eval()
-    with (
-        torch.no_grad(),
-        torch.autocast(rows.device.type, autocast, enabled=autocast is not None),
-    ):
+    with torch.no_grad(), _autocast(rows.device, autocast):
         for which, x in rows.blocks():
             values = function(x)
             if autocast is not None and values.is_floating_point():
@@ -620,6 +613,10 @@ def map_rows(
             out[which] = values if isinstance(out, Tensor) else values.cpu().numpy()
     method.train(training)
     return out
+
+
+def _autocast(device: torch.device, kind: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device.type, kind, enabled=kind is not None)
 
 
 class _Interrupt:

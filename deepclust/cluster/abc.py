@@ -14,7 +14,7 @@ from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Centroids, Clustering, Composition, Forward, Regulariser
 from deepclust.cluster._data import Rows
 from deepclust.cluster._start import variance_floor
-from deepclust.cluster._trainer import Batch, Epochs, Length, Run
+from deepclust.cluster._trainer import Batch, Epochs, Run
 from deepclust.cluster.regularisers import Reconstruction
 from deepclust.losses import Schedule, centre_cross_entropy
 from deepclust.networks import VariationalAutoencoder
@@ -45,11 +45,6 @@ class EpochCentroids(Centroids):
     """A clustering loss whose labels and centroids are found anew once a pass."""
 
     trains_head = False
-
-    @property
-    def every(self) -> Length:
-        """Once a pass."""
-        return Epochs(1)
 
     def refresh(self, method: Composition, run: Run, z: Tensor) -> None:
         """The labels, eq. 4 of Song et al. (2013), then each centroid as their mean, eq. 3."""

@@ -12,7 +12,7 @@ from deepclust import functional as F
 from deepclust.cluster._checks import check_above_zero, check_integer
 from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Centroids, Composition, Forward, Regulariser
-from deepclust.cluster._trainer import Batch, Epochs, Length, Run
+from deepclust.cluster._trainer import Batch, Epochs, Run
 from deepclust.cluster.regularisers import Reconstruction
 from deepclust.losses import Schedule
 
@@ -51,11 +51,6 @@ class RunningMeans(Centroids):
 
     def __post_init__(self) -> None:
         check_integer("initial_count", self.initial_count, 1)
-
-    @property
-    def every(self) -> Length:
-        """Labels of all rows once a pass."""
-        return Epochs(1)
 
     def start(self, method: Composition, run: Run, z: Tensor) -> None:
         """Centroids and labels by k-means, and the counts that centroids begin with."""

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from deepclust import functional as F
-from deepclust.cluster._checks import as_length, check_above_zero, is_number
+from deepclust.cluster._checks import as_length, check_above_zero
 from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Centroids, Composition, Forward
 from deepclust.cluster._trainer import Batch, Length, Run
+from deepclust.kernels._checks import is_number
 from deepclust.losses import Schedule
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -65,11 +66,6 @@ class Hardening(Centroids):
             check_above_zero("power", self.power)
         if not (is_number(self.tol) and self.tol >= 0):
             raise ValueError(f"tol: got {self.tol!r}; it takes a share of at least 0")
-
-    @property
-    def every(self) -> Length:
-        """How often P is computed."""
-        return as_length("update_interval", self.update_interval, 1)
 
     def refresh(self, method: Composition, run: Run, z: Tensor) -> None:
         """The target of the whole data, eq. 3, and how many labels changed."""

@@ -49,11 +49,6 @@ class KMeansLoss(Centroids):
         if not isinstance(self.soft, bool):
             raise ValueError(f"soft: got {self.soft!r}; it takes True or False")
 
-    @property
-    def every(self) -> Length:
-        """How often labels are taken for the history."""
-        return as_length("update_interval", self.update_interval, 1)
-
     def losses(
         self, method: Composition, run: Run, batch: Batch, forward: Forward
     ) -> dict[str, Tensor]:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from deepclust import functional as F
-from deepclust.cluster._checks import as_length, is_number
+from deepclust.cluster._checks import as_length
 from deepclust.cluster._composition import Composition, Intervention
 from deepclust.cluster._trainer import Epochs, Length, Run
+from deepclust.kernels._checks import is_number
 
 __all__ = ["CollapseGuard", "SoftReset"]
 

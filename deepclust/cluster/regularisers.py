@@ -16,10 +16,11 @@ from torch import Tensor
 
 from deepclust import functional as F
 from deepclust import losses
-from deepclust.cluster._checks import check_integer, is_number
+from deepclust.cluster._checks import check_integer
 from deepclust.cluster._composition import Composition, Forward, Regulariser
 from deepclust.cluster._data import Rows
 from deepclust.cluster._trainer import Batch, Run, Stage
+from deepclust.kernels._checks import is_number
 from deepclust.losses import Schedule
 from deepclust.networks import VariationalAutoencoder
 

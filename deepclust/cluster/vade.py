@@ -15,7 +15,7 @@ from deepclust.cluster._composition import Clustering, Composition, Forward
 from deepclust.cluster._data import Rows
 from deepclust.cluster._pretraining import Reconstruct
 from deepclust.cluster._start import fit_mixture
-from deepclust.cluster._trainer import Batch, Epochs, Length, Run
+from deepclust.cluster._trainer import Batch, Epochs, Run
 from deepclust.losses import (
     Schedule,
     binary_reconstruction,
@@ -86,11 +86,6 @@ class Mixture(Clustering):
                         "X: got values outside [0, 1] once they are scaled; likelihood='bernoulli'"
                         " takes values within, and scale=None"
                     )
-
-    @property
-    def every(self) -> Length:
-        """Labels once a pass, for the history."""
-        return Epochs(1)
 
     @property
     def weights(self) -> dict[str, Schedule]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -143,3 +145,8 @@ def bad_row(name: str, row: int) -> None:
 def wants_check(check: bool, tensor: Tensor) -> bool:
     """Whether to look at values: on CUDA that would wait for the device, so never there."""
     return check and tensor.device.type == "cpu"
+
+
+def is_number(value: object) -> bool:
+    """Whether a parameter is a real number, and not True or False."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
