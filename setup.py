@@ -24,7 +24,7 @@ WARNINGS = (
     if sys.platform == "win32"
     else ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 )
-OPTIMISE = ["/O2"] if sys.platform == "win32" else ["-O3", "-ffp-contract=fast"]
+OPTIMISE = ["/O2"] if sys.platform == "win32" else ["-O3", "-ffp-contract=fast", "-fno-math-errno"]
 SANITIZE = os.environ.get("DEEPCLUST_SANITIZE")  # what `make sanitize` asks for: address,undefined
 if SANITIZE:
     OPTIMISE = ["-O1", "-g", f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined"]

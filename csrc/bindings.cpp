@@ -227,6 +227,16 @@ py::object kmeans_loss(const MatrixArgument& z, const MatrixArgument& mu, int64_
     });
 }
 
+void adam(Address weight, Address first, Address second, Address gradient, Address copy, int64_t n,
+          double step_size, double beta1, double beta2, double root_correction, double eps,
+          int n_threads) {
+    check_sizes(n, 1, 1, n_threads);
+    py::gil_scoped_release release;
+    instruction_set().adam({pointer<float>(weight), pointer<float>(first), pointer<float>(second),
+                            pointer<const uint16_t>(gradient), pointer<uint16_t>(copy), n,
+                            step_size, beta1, beta2, root_correction, eps, n_threads});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
@@ -241,4 +251,5 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("kmeans_assign", &kmeans_assign);
     m.def("kmeans_update", &kmeans_update);
     m.def("kmeans_loss", &kmeans_loss);
+    m.def("adam", &adam);
 }

@@ -17,6 +17,6 @@ constexpr Kernels<T> kernels() {
 }  // namespace
 
 const InstructionSet kInstructionSet{DEEPCLUST_NAME(DEEPCLUST_ISA), kernels<float>(),
-                                     kernels<double>()};
+                                     kernels<double>(), adam};
 
 }  // namespace deepclust::DEEPCLUST_ISA

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "adam.h"
 #include "assign.h"
 #include "frequencies.h"
 #include "kmeans_assign.h"
@@ -29,6 +30,7 @@ struct InstructionSet {
     const char* name;
     Kernels<float> float32;
     Kernels<double> float64;
+    void (*adam)(const Adam&);
 };
 
 // The best that this processor runs, or the one that DEEPCLUST_ISA names in the environment. Throws
@@ -56,6 +58,7 @@ template <typename T>
 BadRow kmeans_update(const KMeansUpdate<T>&);
 template <typename T>
 BadRow kmeans_loss(const KMeansLoss<T>&);
+void adam(const Adam&);
 
 }  // namespace DEEPCLUST_ISA
 #endif

@@ -107,3 +107,18 @@ def kmeans_loss(
     check: bool,
     /,
 ) -> _Bad: ...
+def adam(
+    weight: int,
+    first: int,
+    second: int,
+    gradient: int,
+    copy: int,
+    n: int,
+    step_size: float,
+    beta1: float,
+    beta2: float,
+    root_correction: float,
+    eps: float,
+    n_threads: int,
+    /,
+) -> None: ...

@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 from deepclust import _files
 from deepclust.cluster._data import Rows
 from deepclust.cluster._graphs import Capture, Graphs
+from deepclust.cluster._half import HalfWeights
 from deepclust.functional import Head, Snapshot
 from deepclust.losses import Schedule, weight_at
 
@@ -207,6 +208,7 @@ class Run:
         self._schedulers: dict[str, Any] = {}
         self._pending: dict[str, tuple[Tensor, int]] = {}
         self._graphs: Graphs | None = None
+        self._half_weights = HalfWeights(method, ())
         # States of torch's global generators while the loop does not run; others draw from them.
         self._torch_rng: dict[str, Tensor] | None = None
         self._saved_at = time.monotonic()
@@ -308,6 +310,7 @@ class Run:
         for optimizer in self._optimizers.values():
             optimizer.zero_grad(set_to_none=True)  # captured gradients keep a graph's memory
         self._optimizers, self._schedulers, self._graphs = {}, {}, None
+        self._half_weights = HalfWeights(self.method, ())
 
     def _train_stage(self, interrupt: _Interrupt) -> None:
         stage = self.stage
@@ -406,7 +409,7 @@ class Run:
         for name, value in losses.items():
             self.log(name, value)
         # Not in the graph, where the learning rate would be fixed: fused, it is a launch or two.
-        self._optimizers[phase.name].step()
+        self._half_weights.step(self._optimizers[phase.name])
         if phase.name in self._schedulers:
             self._schedulers[phase.name].step()
         if phase.after is not None:
@@ -417,7 +420,7 @@ class Run:
         self, phase: Phase, batch: Batch, weights: Mapping[str, float | Tensor]
     ) -> tuple[dict[str, Tensor], Any]:
         """The losses and aux; gradients of the weighted sum of the losses go to the parameters."""
-        with _autocast(self.device, self.settings.autocast):
+        with _autocast(self.device, self.settings.autocast), self._half_weights.in_use():
             losses, aux = phase.losses(self, batch)
         loss = torch.zeros((), device=self.device)
         for name, value in losses.items():
@@ -427,7 +430,7 @@ class Run:
             loss = loss + weight * value
         self._optimizers[phase.name].zero_grad(set_to_none=True)
         # Only into this phase's parameters: a critic's loss passes through the encoder too.
-        loss.backward(inputs=self._parameters(phase))
+        loss.backward(inputs=self._half_weights.inputs(self._parameters(phase)))
         return losses, aux
 
     def _replayed_gradients(
@@ -490,6 +493,8 @@ class Run:
             self._optimizers[phase.name] = optimizer
             if phase.schedule is not None:
                 self._schedulers[phase.name] = phase.schedule(optimizer, self)
+        if self.settings.autocast == torch.bfloat16:
+            self._half_weights = HalfWeights(self.method, self._optimizers.values())
 
     def in_updates(self, length: Length) -> int:
         return length.n if isinstance(length, Updates) else length.n * self.updates_per_epoch
