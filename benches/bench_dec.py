@@ -9,14 +9,14 @@ import torch
 from benches import peers
 from benches.race import BACKEND, DEVICE, Contender, Race
 from deepclust import functional as F
-from deepclust.networks import StackedAutoencoder
+from deepclust.networks import MLPAutoencoder
 
 
 def bench_dec_step(race: Race) -> None:
     """Batch 256, D-500-500-2000-10 on 784 columns, 10 clusters: encoder, loss, backward."""
     torch.manual_seed(0)
     n, k, sizes = 256, 10, (784, 500, 500, 2000, 10)
-    network = StackedAutoencoder(sizes).to(DEVICE)
+    network = MLPAutoencoder(sizes).to(DEVICE)
     x = 50 * torch.randn(
         n, 784, device=DEVICE
     )  # codes of an untrained network are small; spread them out

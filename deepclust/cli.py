@@ -28,11 +28,12 @@ import torch
 
 import deepclust
 from deepclust import _files, datasets, plots, report
-from deepclust.cluster import ABC, DCN, DEC, IDEC, DeepClustering, KMeans, VaDE
+from deepclust.cluster import ABC, DCN, DEC, DEPICT, IDEC, DeepClustering, KMeans, VaDE
 
 METHODS: dict[str, Any] = {
     "dec": DEC,
     "idec": IDEC,
+    "depict": DEPICT,
     "dcn": DCN,
     "abc": ABC,
     "vade": VaDE,

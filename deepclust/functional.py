@@ -18,6 +18,7 @@ from deepclust.kernels.heads import Gaussian, Head, Linear, StudentT
 from deepclust.kernels.kmeans_assign.op import kmeans_assign
 from deepclust.kernels.kmeans_loss.op import kmeans_loss
 from deepclust.kernels.kmeans_update.op import kmeans_update
+from deepclust.kernels.target_loss.balanced import balance_objective, freeze_balanced_target
 from deepclust.kernels.target_loss.op import target_loss
 from deepclust.kernels.target_loss.snapshot import Snapshot, freeze_target
 from deepclust.kernels.targets.op import dec_target, depict_target
@@ -29,10 +30,12 @@ __all__ = [
     "Snapshot",
     "StudentT",
     "assign",
+    "balance_objective",
     "cluster_frequencies",
     "dec_loss",
     "dec_target",
     "depict_target",
+    "freeze_balanced_target",
     "freeze_target",
     "frequencies",
     "gaussian_kl",

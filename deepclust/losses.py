@@ -54,6 +54,44 @@ def reconstruction(output: Tensor, x: Tensor) -> Tensor:
     return _mean((output - x).square())
 
 
+def layer_reconstruction(
+    outputs: Sequence[Tensor], clean: Sequence[Tensor], weights: Sequence[float] | None = None
+) -> Tensor:
+    """Squared errors of an autoencoder's layers, each divided by the size of the layer.
+
+    sum_l w_l 1/N sum_i ||z_i^l - z^_i^l||^2 / |z_i^l|, l from 0, the rows themselves: the second
+    term of eq. 11 of Dizaji et al. (2017), where all weights are 1.
+
+    Args:
+        outputs: z^^0, z^^1, ... (n, ...), what the decoder makes of the code at each layer.
+        clean: z^0, z^1, ..., what the encoder gives there, of the same shapes.
+        weights: w_l, by default 1.
+
+    Returns:
+        The weighted sum of the means over all elements; 0 for no layers.
+
+    Raises:
+        ValueError: If the numbers of layers or the shapes of one differ.
+
+    Example:
+        >>> import torch
+        >>> zero, one = torch.zeros(1, 4), torch.ones(1, 4)
+        >>> layer_reconstruction([zero, zero], [one, 2 * one], [1, 0.1])
+        tensor(1.4000)
+    """
+    weights = [1.0] * len(outputs) if weights is None else weights
+    if not len(outputs) == len(clean) == len(weights):
+        raise ValueError(
+            f"outputs: got {len(outputs)} layers, with {len(clean)} of clean and {len(weights)}"
+            " weights; it takes as many of each"
+        )
+    terms = [
+        weight * reconstruction(output, z)
+        for output, z, weight in zip(outputs, clean, weights, strict=True)
+    ]
+    return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
 def binary_reconstruction(logits: Tensor, x: Tensor) -> Tensor:
     """Bernoulli negative log likelihood of a reconstruction.
 

@@ -105,6 +105,52 @@ class GaussianAssignment(torch.nn.Module):
         return f"n_clusters={k}, n_features={d}"
 
 
+class DEPICTHead(torch.nn.Module):
+    """Soft assignment by a trainable soft-max layer, the clustering layer of DEPICT.
+
+    q_ij = exp(theta_j . z_i + b_j), rows normalised to one: eq. 1 of Dizaji et al. (2017), with a
+    bias.
+
+    Args:
+        n_clusters: K.
+        n_features: D.
+        backend: "auto", "eager", "cpp" or "triton".
+
+    Attributes:
+        weight: theta (K, D), a parameter that starts at zero: copy directions of clusters into it.
+        bias: b (K,), a parameter that starts at zero.
+
+    Raises:
+        ValueError: If a size is below 1.
+
+    Example:
+        >>> import torch
+        >>> layer = DEPICTHead(3, 2)
+        >>> layer(torch.zeros(4, 2)).shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(self, n_clusters: int, n_features: int, *, backend: str = "auto") -> None:
+        super().__init__()
+        _check_sizes(n_clusters, n_features)
+        self.weight = torch.nn.Parameter(torch.zeros(n_clusters, n_features))
+        self.bias = torch.nn.Parameter(torch.zeros(n_clusters))
+        self.backend = backend
+
+    def head(self) -> F.Linear:
+        """The head on the present layer, for the functions of `deepclust.functional`."""
+        return F.Linear(self.weight, self.bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Soft assignment q (N, K) of embeddings z (N, D)."""
+        return F.assign(z, self.head(), backend=self.backend)
+
+    def extra_repr(self) -> str:
+        """The sizes, for print."""
+        k, d = self.weight.shape
+        return f"n_clusters={k}, n_features={d}"
+
+
 def _check_sizes(n_clusters: int, n_features: int) -> None:
     for name, size in (("n_clusters", n_clusters), ("n_features", n_features)):
         if size < 1:

@@ -216,7 +216,7 @@ def test_pretrained_weights_skip_the_autoencoder(fitted, digits):
 def test_paper_preset_is_the_papers_recipe():
     method = DEC(10, preset="paper")._build(784)
     assert isinstance(method, Composition)
-    assert method.network.sizes == (784, 500, 500, 2000, 10)
+    assert method.network.widths == (784, 500, 500, 2000, 10)
     stages = method.stages()
     assert [stage.name for stage in stages] == [f"pretrain-{i}" for i in (1, 2, 3, 4)] + [
         "tune",
@@ -430,7 +430,10 @@ def test_a_checkpoint_that_does_not_fit_is_refused(digits, tmp_path):
         ({"cluster_lr": 0}, "cluster_lr: got 0"),
         ({"init_criterion": "luck"}, "init_criterion: got 'luck'"),
         ({"scale": "unit"}, "scale: got 'unit'"),
-        ({"scale": float("nan")}, "scale: got nan; it takes 'dec', None or a number above 0"),
+        (
+            {"scale": float("nan")},
+            "scale: got nan; it takes 'dec', 'range', None or a number above 0",
+        ),
         ({"device": "abacus"}, "device: got 'abacus'"),
         ({"backend": "fpga"}, "backend: got 'fpga'"),
         ({"autocast": "int8"}, "autocast: got 'int8'"),

@@ -48,7 +48,7 @@ from deepclust.cluster._trainer import Batch, Run, Settings
 from deepclust.datasets import load_digits
 from deepclust.kernels import adam
 from deepclust.losses import joint, ramp, switch, zipf
-from deepclust.networks import ConvAutoencoder, StackedAutoencoder
+from deepclust.networks import ConvAutoencoder, MLPAutoencoder
 from tests.test_dec import Watch, interrupt, no_gpu
 from tests.test_graphs import Tapes
 from tests.test_memory import measure
@@ -550,7 +550,7 @@ def test_papers_recipes_are_there(kind):
     method = kind(10, preset="paper")._build(784)
     stages = {stage.name: stage for stage in method.stages()}
     hidden = (1000, 250, 50) if kind is ABC else (500, 500, 2000)
-    assert method.network.sizes == (784, *hidden, 10)
+    assert method.network.widths == (784, *hidden, 10)
     assert len(stages) == len(hidden) + 1 + 2
     phase = stages["cluster"].phases[0]
     optimizer = phase.optimizer(phase.parameters())
@@ -852,7 +852,7 @@ def test_given_embeddings_are_clustered_by_the_head_alone(rows, clustering):
     assert {key.split("/")[0] for key in estimator.history_} == {"cluster"}
     scale = float(estimator._method.scale)
     np.testing.assert_allclose(estimator.transform(rows), scale * rows, rtol=1e-6)
-    assert list(estimator._method.state_dict()) == ["scale", "layer.centroids"]
+    assert list(estimator._method.state_dict()) == ["scale", "shift", "layer.centroids"]
 
 
 class Counted(torch.nn.Linear):
@@ -1018,7 +1018,7 @@ def broken(update):
             {"network": "resnet"},
             "network: got 'resnet'; it takes 'mlp', 'conv', 'variational'",
         ),
-        (DEC, {"network": StackedAutoencoder((5, 2))}, "it takes rows of 5, but X has 64"),
+        (DEC, {"network": MLPAutoencoder((5, 2))}, "it takes rows of 5, but X has 64"),
         (DEC, {"features": ()}, r"features: got \(\)"),
         (DEC, {"features": (2,)}, r"features: got \(2,\); it takes 'last' or numbers of layers"),
         (DEC, {"features": "first"}, "features: got 'first'"),

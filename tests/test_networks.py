@@ -15,7 +15,6 @@ from deepclust.networks import (
     ConvAutoencoder,
     GivenEmbeddings,
     MLPAutoencoder,
-    StackedAutoencoder,
     UserNetwork,
     VariationalAutoencoder,
     features,
@@ -34,7 +33,6 @@ ACTIVATIONS = {
 # Every network, for rows of 60 values: 5 x 4 images of 3 channels where that matters.
 NETWORKS = {
     "mlp": lambda: MLPAutoencoder((60, 9, 7, 4)),
-    "stacked": lambda: StackedAutoencoder((60, 7, 4), activation="tanh", code="tanh"),
     "variational": lambda: VariationalAutoencoder((60, 7, 4)),
     "conv": lambda: ConvAutoencoder(
         (5, 4, 3), 4, layers=((6, 3, 2, 1), (5, 2, 1, 0)), activation="leaky_relu"
@@ -48,7 +46,7 @@ NETWORKS = {
     "user, encoder only": lambda: UserNetwork(nn.Linear(60, 4), n_features=60),
     "given": lambda: GivenEmbeddings(60),
 }
-LAYERED = ("mlp", "stacked", "variational", "conv")
+LAYERED = ("mlp", "variational", "conv")
 
 
 def made(name, seed=0):
@@ -169,7 +167,7 @@ def test_layers_and_their_gradients_are_not_overwritten(name):
     assert all(map(torch.equal, layers, kept))
 
 
-@pytest.mark.parametrize("name", ["mlp", "stacked", "conv"])
+@pytest.mark.parametrize("name", ["mlp", "conv"])
 def test_gradients_are_the_central_differences(name):
     network, x = made(name).double(), rows(3).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: network(x), x)
@@ -191,7 +189,7 @@ def test_mlp_is_its_formula(activation, code, output):
 
 
 def test_mlp_keeps_its_names():
-    state = StackedAutoencoder((6, 5, 4)).state_dict()
+    state = MLPAutoencoder((6, 5, 4)).state_dict()
     assert [(key, tuple(value.shape)) for key, value in state.items()] == [
         ("encoder.0.weight", (5, 6)),
         ("encoder.0.bias", (5,)),
@@ -202,7 +200,7 @@ def test_mlp_keeps_its_names():
         ("decoder.1.weight", (6, 5)),
         ("decoder.1.bias", (6,)),
     ]
-    assert MLPAutoencoder([6, np.int64(5)]).sizes == (6, 5)
+    assert MLPAutoencoder([6, np.int64(5)]).widths == (6, 5)
 
 
 def test_init_std():
@@ -236,20 +234,20 @@ def test_bad_parameters_of_an_mlp(kind, arguments, message):
 def test_denoising_uses_the_activation_that_made_its_input(layer):
     """Eqs. 6 to 9 of Xie et al. (2016), without and with dropout."""
     names = {"activation": "sigmoid", "code": "tanh", "output": "linear"}
-    network, x = StackedAutoencoder((60, 9, 7, 4), **names), rows()
+    network, x = MLPAutoencoder((60, 9, 7, 4), **names), rows()
     g1 = ["sigmoid", "sigmoid", "tanh"][layer]
     g2 = ["linear", "sigmoid", "sigmoid"][layer]
     below = numpy_layers(network.encoder[:layer], x.double().numpy(), ["sigmoid"] * layer)
     h = below[-1] if below else x.double().numpy()
     mirror = network.decoder[2 - layer]
 
-    output, clean = network.denoise(layer, x, 0.0)
+    output, clean = network.denoise_layer(layer, x, 0.0)
     np.testing.assert_allclose(clean, h, atol=1e-5)
     [code] = numpy_layers([network.encoder[layer]], h, [g1])
     np.testing.assert_allclose(output.detach(), numpy_layers([mirror], code, [g2])[0], atol=1e-5)
 
     torch.manual_seed(5)
-    output, clean = network.denoise(layer, x, 0.4)
+    output, clean = network.denoise_layer(layer, x, 0.4)
     torch.manual_seed(5)
     corrupted = nn.functional.dropout(clean, 0.4).double().numpy()
     [code] = numpy_layers([network.encoder[layer]], corrupted, [g1])
@@ -259,8 +257,8 @@ def test_denoising_uses_the_activation_that_made_its_input(layer):
 
 
 def test_denoising_moves_its_own_layer_alone():
-    network = StackedAutoencoder((60, 9, 7, 4))
-    output, clean = network.denoise(1, rows(), 0.2)
+    network = MLPAutoencoder((60, 9, 7, 4))
+    output, clean = network.denoise_layer(1, rows(), 0.2)
     (output - clean).square().sum().backward()
     own = {id(parameter) for parameter in network.layer_parameters(1)}
     assert len(own) == 4
@@ -299,7 +297,7 @@ def test_a_variational_network_starts_as_the_plain_one():
     torch.manual_seed(0)
     variational = VariationalAutoencoder((60, 7, 4))
     torch.manual_seed(0)
-    plain = StackedAutoencoder((60, 7, 4))
+    plain = MLPAutoencoder((60, 7, 4))
     x = rows()
     assert all(map(torch.equal, variational(x), plain(x)))
     missing, unexpected = variational.load_state_dict(plain.state_dict(), strict=False)
@@ -316,7 +314,7 @@ def test_a_variational_network_starts_as_the_plain_one():
         ("depict-mnist", 28, [13, 7]),
         ("depict-usps", 16, [7, 4]),
         ("depict-frgc", 32, [17, 9]),
-        ("depict-pie", 32, [17, 9]),
+        ("depict-cmu-pie", 32, [17, 9]),
         ("depict-ytf", 55, [28, 13]),
         ("dcec", 28, [14, 7, 3]),
         ("dcec-usps", 16, [8, 4, 2]),

@@ -5,6 +5,7 @@ from deepclust.cluster.abc import ABC, EpochGaussians, EpochMeans
 from deepclust.cluster.dcn import DCN, RunningMeans
 from deepclust.cluster.dec import DEC, Hardening
 from deepclust.cluster.deep_clustering import DeepClustering, KMeansLoss
+from deepclust.cluster.depict import DEPICT, BalancedSoftMax
 from deepclust.cluster.idec import IDEC
 from deepclust.cluster.interventions import CollapseGuard, SoftReset
 from deepclust.cluster.kmeans import KMeans
@@ -15,8 +16,10 @@ __all__ = [
     "ABC",
     "DCN",
     "DEC",
+    "DEPICT",
     "IDEC",
     "Balance",
+    "BalancedSoftMax",
     "CollapseGuard",
     "DeepClustering",
     "EpochGaussians",

@@ -31,6 +31,12 @@ def check_above_zero(name: str, value: Any, others: str = "") -> None:
         raise ValueError(f"{name}: got {value!r}; it takes {others}a number above 0")
 
 
+def check_at_least_zero(name: str, value: Any) -> None:
+    """Refuse what is no finite number of at least 0."""
+    if not (is_number(value) and 0 <= value < float("inf")):
+        raise ValueError(f"{name}: got {value!r}; it takes a number of at least 0")
+
+
 def either(names: Any) -> str:
     """The names that a parameter takes, for an error."""
     return " or ".join(repr(name) for name in names)

@@ -35,7 +35,7 @@ from deepclust.networks import (
     Autoencoder,
     ConvAutoencoder,
     GivenEmbeddings,
-    StackedAutoencoder,
+    MLPAutoencoder,
     UserNetwork,
     VariationalAutoencoder,
 )
@@ -72,7 +72,7 @@ class ComposedEstimator(DeepEstimator):
     encoder: Any = None
     decoder: Any = None
     hidden: Any = None
-    latent_dim: int = 10
+    latent_dim: Any = 10
     features: Any = "last"
     image_shape: Any = None
     scale: Any = "dec"
@@ -207,8 +207,10 @@ class ComposedEstimator(DeepEstimator):
                     f" of {n_features} are{hint}"
                 )
             layers = {} if s["hidden"] is None else {"layers": s["hidden"]}
-            return ConvAutoencoder(shape, self.latent_dim, **layers)
-        kinds = {"mlp": StackedAutoencoder, "variational": VariationalAutoencoder}
+            options = self._network_options(s)
+            options.pop("init_std", None)  # for fully connected layers alone
+            return ConvAutoencoder(shape, s["latent_dim"], **layers, **options)
+        kinds = {"mlp": MLPAutoencoder, "variational": VariationalAutoencoder}
         if kind not in kinds:
             raise ValueError(
                 f"network: got {kind!r}; it takes 'mlp', 'conv', 'variational', None or an"
@@ -217,11 +219,11 @@ class ComposedEstimator(DeepEstimator):
         hidden = _WIDTHS if s["hidden"] is None else s["hidden"]
         if isinstance(hidden, str) or not isinstance(hidden, Iterable):
             raise ValueError(f"hidden: got {hidden!r}; it takes a sequence of widths")
-        sizes = (n_features, *hidden, self.latent_dim)
+        sizes = (n_features, *hidden, s["latent_dim"])
         return kinds[kind](sizes, **self._network_options(s))
 
     def _network_options(self, s: dict[str, Any]) -> dict[str, Any]:
-        """Further arguments of the fully connected networks, which presets may give."""
+        """Further arguments of the networks, which presets may give."""
         names = ("activation", "code", "output", "init_std")
         return {name: s[name] for name in names if name in s}
 
@@ -241,16 +243,23 @@ class ComposedEstimator(DeepEstimator):
 
     def _prepare(self, method: Composition, rows: Rows) -> None:
         scale = self._filled_in()["scale"]
+        if scale == "range":
+            ends = [torch.stack(x.aminmax()) for _, x in rows.blocks()]
+            least, most = float(torch.stack(ends).min()), float(torch.stack(ends).max())
+            if least == most:
+                raise ValueError(f"X: got no value but {least:g}; scale='range' takes several")
+            method.scale.fill_(2 / (most - least))
+            method.shift.fill_(-(most + least) / (most - least))
+        elif scale is not None and scale != "dec":
+            method.scale.fill_(scale)
         # Summed on the device, which the host would otherwise wait for at each block.
-        square = float(sum(x.double().square().sum() for _, x in rows.blocks()))
+        square = float(sum(method.preprocess(x).double().square().sum() for _, x in rows.blocks()))
         square /= len(rows) * rows.n_features
         if scale == "dec":
             if square == 0:
                 raise ValueError("X: got only zeros; scale='dec' takes data with values")
             method.scale.fill_(square**-0.5)
-        elif scale is not None:
-            method.scale.fill_(scale)
-        square *= float(method.scale) ** 2
+            square = 1.0
         if not _SMALL <= square <= _LARGE and not isinstance(method.network, GivenEmbeddings):
             warnings.warn(
                 f"X: the mean square of its values is {square:.3g} with scale={scale!r}, far from"
@@ -268,6 +277,8 @@ class ComposedEstimator(DeepEstimator):
         for name, value in self.PRESETS[self.preset].items():
             if s.get(name) is None:
                 s[name] = value
+        if s["latent_dim"] is None:
+            s["latent_dim"] = self.n_clusters
         for name, least in (("latent_dim", 1), ("n_init", 1)):
             check_integer(name, s[name], least)
         for name in ("layer_updates", "tune_updates", "max_updates"):
@@ -283,8 +294,8 @@ class ComposedEstimator(DeepEstimator):
         for name in ("freeze_encoder", "recluster", "compile"):
             if not isinstance(s[name], bool):
                 raise ValueError(f"{name}: got {s[name]!r}; it takes True or False")
-        if not (self.scale is None or self.scale == "dec"):
-            check_above_zero("scale", self.scale, "'dec', None or ")
+        if not (self.scale is None or self.scale in ("dec", "range")):
+            check_above_zero("scale", self.scale, "'dec', 'range', None or ")
         # A preset's optimiser of the clustering gives way to one that is asked for.
         s["cluster_optimizer"] = self.optimizer or s.get("cluster_optimizer") or s["optimizer"]
         if self.features != "last":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,7 @@ from deepclust.nn import StudentTAssignment
 
 Optimizer = Callable[[Any], torch.optim.Optimizer]
 ONCE_A_PASS = Epochs(1)
+_COMPILED = ("layers", "decode", "denoise")
 
 
 class Forward:
@@ -134,7 +135,7 @@ class Clustering(Part, ABC):
     trains_head = True
     # Whether a row has a target, or a label, that a view of it can be held to.
     has_targets = True
-    # What the autoencoder is trained to before.
+    # What a reconstruction is measured by before there are clusters.
     reconstruct: Reconstruct = staticmethod(reconstruction)
 
     @property
@@ -146,6 +147,14 @@ class Clustering(Part, ABC):
     def weights(self) -> dict[str, Schedule]:
         """The scheduled weight of each loss by name; most have one."""
         return {self.name: self.weight}
+
+    def pretrain(self, method: Composition, x: Tensor) -> Tensor:
+        """What the whole autoencoder is trained to before, without dropout by default.
+
+        That is section 3.2 of Xie et al. (2016), for rows x, scaled.
+        """
+        _, output = method.network(x)
+        return self.reconstruct(output, x)
 
     @abstractmethod
     def layer(self, n_clusters: int, n_features: int, backend: str) -> Any:
@@ -263,10 +272,16 @@ class Composition(Method):
         network: The autoencoder.
         layer: The module that owns the head.
         scale: What rows are multiplied by.
+        shift: What is added to them then.
         recipe: What it is made of.
     """
 
     scale: Tensor
+    shift: Tensor
+    # The network's functions of these names, compiled if the recipe says so.
+    layers: Callable[[Tensor], list[Tensor]]
+    decode: Callable[[Tensor], Tensor]
+    denoise: Callable[[Tensor, Sequence[float]], tuple[Tensor, list[Tensor]]]
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -277,10 +292,12 @@ class Composition(Method):
             recipe.start.n_clusters, features_width(self.network, self.features), recipe.backend
         )
         self.register_buffer("scale", torch.ones(()))
-        self.layers, self.decode = self.network.layers, self.network.decode
+        self.register_buffer("shift", torch.zeros(()))
+        for name in _COMPILED:
+            function = getattr(self.network, name)
+            setattr(self, name, torch.compile(function) if recipe.compile else function)
         if recipe.compile:
             self.network.compile()  # its forward, which the pre-training calls
-            self.layers, self.decode = torch.compile(self.layers), torch.compile(self.decode)
         names = [*recipe.clustering.weights, *(part.name for part in recipe.regularisers)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(
@@ -296,7 +313,7 @@ class Composition(Method):
     def __getstate__(self) -> dict[str, Any]:
         """What pickle keeps: not compiled functions, which it cannot; prediction needs none."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {**state, "layers": self.network.layers, "decode": self.network.decode}
+        return {**state, **{name: getattr(self.network, name) for name in _COMPILED}}
 
     @property
     def parts(self) -> list[Part]:
@@ -323,8 +340,8 @@ class Composition(Method):
         return head
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """Scale the data."""
-        return x * self.scale
+        """Scale the data, and shift them."""
+        return x * self.scale + self.shift
 
     def embed(self, x: Tensor) -> Tensor:
         """The features that are clustered."""
@@ -345,7 +362,8 @@ class Composition(Method):
         recipe = self.recipe
         stages = []
         if recipe.pretraining is not None:
-            stages += recipe.pretraining.stages(self.network, self.preprocess)
+            objective = partial(recipe.clustering.pretrain, self)
+            stages += recipe.pretraining.stages(self.network, self.preprocess, objective)
         phase = Phase(
             "cluster",
             self.trained,

@@ -65,6 +65,9 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     def _build(self, n_features: int) -> Method:
         """The untrained method for rows of this width, its parameters checked."""
 
+    # Whether `fit` takes y, labels of some rows.
+    uses_labels = False
+
     def _prepare(self, method: Any, rows: Rows) -> None:
         """Set what the method takes from the data before it is trained."""
 
@@ -77,7 +80,8 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Args:
             X: Rows (N, D), converted to float32: an array, memory map, tensor, sparse array, or a
                 map-style Dataset of rows.
-            y: Not used; there for scikit-learn's conventions.
+            y: Labels (N,) of some rows, from 0 to n_clusters - 1, -1 where there is none, for
+                estimators that use them (DEPICT); not used by others.
             resume: Go on from an interrupted fit on the same data: from the file `checkpoint`, or
                 from this object if there is none. The result is that of an uninterrupted fit.
 
@@ -109,7 +113,7 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             torch.manual_seed(seed)
             method = self._build(rows.n_features).to(device)
         self._prepare(method, rows)
-        run = Run(method, rows, self._settings(seed, capture))
+        run = Run(method, rows, self._settings(seed, capture, self._known_labels(y, len(rows))))
         if tree is not None:
             run.load_state_dict(tree)
         try:
@@ -232,7 +236,26 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         tags.transformer_tags.preserves_dtype = ["float32"]  # networks compute in no other
         return tags
 
-    def _settings(self, seed: int, capture: Capture | None) -> Settings:
+    def _known_labels(self, y: Any, n: int) -> Tensor | None:
+        """Labels (n,) int64 of some rows, or None where none is known or used."""
+        if y is None or not self.uses_labels:
+            return None
+        labels = np.asarray(y)
+        if labels.shape != (n,) or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"y: got {labels.dtype} of shape {labels.shape}; it takes {n} integers, -1 for a"
+                " row without a label"
+            )
+        bad = (labels < -1) | (labels >= self.n_clusters)
+        if bad.any():
+            row = int(bad.argmax())
+            raise ValueError(
+                f"y: row {row} has the label {labels[row]}; it takes labels below n_clusters="
+                f"{self.n_clusters}, and -1 for none"
+            )
+        return torch.from_numpy(labels.astype(np.int64)) if (labels >= 0).any() else None
+
+    def _settings(self, seed: int, capture: Capture | None, y: Tensor | None) -> Settings:
         batch = self.batch_size
         if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
             raise ValueError(f"batch_size: got {batch!r}; it takes an integer of at least 1")
@@ -249,7 +272,13 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             seed=seed,
             callbacks=tuple(self.callbacks),
             checkpoint=None if self.checkpoint is None else Path(self.checkpoint),
-            identity={"estimator": type(self).__name__, **identity, "seed": seed},
+            identity={
+                "estimator": type(self).__name__,
+                **identity,
+                "y": comparable(y),
+                "seed": seed,
+            },
+            y=y,
             autocast=self._autocast(),
             capture=capture,
             progress=bool(self.verbose),

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from deepclust.cluster._trainer import Batch, Length, Phase, Run, Stage, Updates
 from deepclust.losses import Schedule, reconstruction
-from deepclust.networks import Autoencoder, StackedAutoencoder
+from deepclust.networks import Autoencoder, LayeredAutoencoder
 
 Preprocess = Callable[[Tensor], Tensor]
 NONE = Updates(0)
 
 Reconstruct = Callable[[Tensor, Tensor], Tensor]
+Objective = Callable[[Tensor], Tensor]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -31,7 +32,7 @@ class Pretraining:
         whole: Length of the stage of the whole network.
         dropout: Share of values set to zero in the layers' stages.
         schedule: Makes the learning-rate scheduler.
-        loss: Of a reconstruction and its rows.
+        loss: Of a reconstruction and its rows, in the layers' stages.
         per_row: Weigh the reconstruction as half the squared error of a row, ||x - x^||^2 / 2, for
             which the paper's learning rates are meant, rather than as the mean over its elements.
         augment: Makes the views of the rows that the whole network is trained on; by default the
@@ -47,36 +48,39 @@ class Pretraining:
     per_row: bool = False
     augment: Transform | None = None
 
-    def stages(self, network: Autoencoder, preprocess: Preprocess) -> list[Stage]:
-        """First the layers, one by one, then the whole network."""
+    def stages(
+        self, network: Autoencoder, preprocess: Preprocess, objective: Objective
+    ) -> list[Stage]:
+        """First the layers, one by one, then the whole network, by its objective for rows."""
         stages = []
-        if isinstance(network, StackedAutoencoder) and self.layers.n:
+        if isinstance(network, LayeredAutoencoder) and self.layers.n:
             stages += [self._layer_stage(network, i, preprocess) for i in range(network.n_layers)]
         if self.whole.n:
-            stages.append(self._whole_stage(network, preprocess))
+            stages.append(self._whole_stage(network, preprocess, objective))
         return stages
 
     def _layer_stage(
-        self, network: StackedAutoencoder, layer: int, preprocess: Preprocess
+        self, network: LayeredAutoencoder, layer: int, preprocess: Preprocess
     ) -> Stage:
         """One layer as a denoising autoencoder (Xie et al., 2016, eqs. 6 to 9)."""
 
         def losses(run: Run, batch: Batch) -> tuple[dict[str, Tensor], None]:
-            output, clean = network.denoise(layer, preprocess(batch.x), self.dropout)
+            output, clean = network.denoise_layer(layer, preprocess(batch.x), self.dropout)
             # Above the data, what a layer sees are activations, whatever the data are.
             loss = reconstruction if layer else self.loss
             return {"reconstruction": loss(output, clean)}, None
 
-        phase = self._phase(partial(network.layer_parameters, layer), losses, network.sizes[layer])
+        phase = self._phase(partial(network.layer_parameters, layer), losses, network.widths[layer])
         return Stage(f"pretrain-{layer + 1}", (phase,), self.layers)
 
-    def _whole_stage(self, network: Autoencoder, preprocess: Preprocess) -> Stage:
-        """The whole autoencoder, without dropout (Xie et al., 2016, section 3.2)."""
+    def _whole_stage(
+        self, network: Autoencoder, preprocess: Preprocess, objective: Objective
+    ) -> Stage:
+        """The whole autoencoder."""
 
         def losses(run: Run, batch: Batch) -> tuple[dict[str, Tensor], None]:
             x = preprocess(batch.x if batch.view is None else batch.view)
-            _, output = network(x)
-            return {"reconstruction": self.loss(output, x)}, None
+            return {"reconstruction": objective(x)}, None
 
         phase = self._phase(network.parameters, losses, network.n_features)
         return Stage("tune", (phase,), self.whole, augment=self.augment)

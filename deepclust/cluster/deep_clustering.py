@@ -99,13 +99,14 @@ class DeepClustering(ComposedEstimator):
         decoder: The module back; without one, nothing is reconstructed or pre-trained.
         hidden: Widths of the encoder's hidden layers, (500, 500, 2000) where None; of "conv", a
             published shape by name or (channels, kernel, stride, padding) of each layer.
-        latent_dim: Width of the code.
+        latent_dim: Width of the code; None for n_clusters.
         features: What is clustered: "last", the code, or the numbers of several layers, whose
             outputs are pooled over positions and concatenated.
         image_shape: (H, W) or (H, W, C) where rows are images, channels last; taken from X where
             that has three or four dimensions.
         scale: "dec" multiplies X by the number that makes the mean of ||x||^2 / D one, as DEC's
-            paper does; None leaves X as it is; a number multiplies it.
+            paper does; "range" moves its values to [-1, 1], as DEPICT's does; None leaves X as it
+            is; a number multiplies it.
         augment: Train the autoencoder and the clustering on transformed rows, (x, generator) ->
             views, against the targets of the rows themselves; "auto" chooses by the data.
         layer_updates: Length of the training of each layer as a denoising autoencoder; 0 for none.

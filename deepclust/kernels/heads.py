@@ -192,6 +192,10 @@ class Linear(Head):
         """b (K,), or None."""
         return self.params[1] if len(self.params) > 1 else None
 
+    def biased(self, terms: Tensor) -> Linear:
+        """The head whose scores have these terms (K,) more."""
+        return Linear(self.weight, terms if self.bias is None else self.bias + terms)
+
     def scores(self, z: Tensor) -> Tensor:
         """Scores s (N, K)."""
         return torch.nn.functional.linear(z, self.weight, self.bias)
@@ -259,6 +263,10 @@ class Gaussian(Head):
     def log_weights(self) -> Tensor:
         """log pi (K,)."""
         return self.params[2]
+
+    def biased(self, terms: Tensor) -> Gaussian:
+        """The head whose scores have these terms (K,) more."""
+        return Gaussian(self.means, self.log_var, self.log_weights + terms)
 
     def scores(self, z: Tensor) -> Tensor:
         """Scores s (N, K)."""

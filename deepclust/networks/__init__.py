@@ -8,7 +8,6 @@ from deepclust.networks.autoencoder import (
 )
 from deepclust.networks.conv import CONV_SHAPES, ConvAutoencoder
 from deepclust.networks.mlp import MLPAutoencoder
-from deepclust.networks.stacked import StackedAutoencoder
 from deepclust.networks.user import GivenEmbeddings, UserNetwork
 from deepclust.networks.variational import VariationalAutoencoder
 
@@ -19,7 +18,6 @@ __all__ = [
     "GivenEmbeddings",
     "LayeredAutoencoder",
     "MLPAutoencoder",
-    "StackedAutoencoder",
     "UserNetwork",
     "VariationalAutoencoder",
     "features",

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 # In place: no derivative needs what a layer gave before its activation.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -69,6 +70,21 @@ class Autoencoder(nn.Module, ABC):
             f"decoder: {type(self).__name__} has none; rows are reconstructed by a network with one"
         )
 
+    def denoise(self, x: Tensor, corruption: Sequence[float]) -> tuple[Tensor, list[Tensor]]:
+        """The code of corrupted rows, and what it is decoded to.
+
+        Args:
+            x: Rows (N, n_features).
+            corruption: The share of values that dropout sets to zero in the rows, and then in what
+                each further layer sees, where there are such layers.
+
+        Returns:
+            z~ (N, code_width), and the reconstructions of the rows and of the output of each
+            further layer: none without a decoder, and one if its layers are not ours to see.
+        """
+        z = self.encode(dropout(x, corruption[0]))
+        return z, [self.decode(z)] if self.has_decoder else []
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Codes (N, code_width) and reconstructions (N, n_features)."""
         z = self.encode(x)
@@ -94,8 +110,7 @@ class LayeredAutoencoder(Autoencoder):
     `activation` for all others.
 
     Args:
-        n_features: Width of the rows.
-        code_width: Width of the code.
+        widths: The number of values in a row, in each hidden layer's output, and in the code.
         encoder: The layers in order.
         decoder: Their mirror images, that of the last layer first.
         activation: "relu", "leaky_relu" (slope 0.01), "sigmoid" or "tanh".
@@ -118,8 +133,7 @@ class LayeredAutoencoder(Autoencoder):
 
     def __init__(
         self,
-        n_features: int,
-        code_width: int,
+        widths: Sequence[int],
         encoder: Sequence[nn.Module],
         decoder: Sequence[nn.Module],
         *,
@@ -127,7 +141,7 @@ class LayeredAutoencoder(Autoencoder):
         code: str,
         output: str,
     ) -> None:
-        super().__init__(n_features, code_width)
+        super().__init__(widths[0], widths[-1])
         for name, value, taken in (
             ("activation", activation, ("relu", "leaky_relu", "sigmoid", "tanh")),
             ("code", code, ("linear", "sigmoid", "tanh")),
@@ -135,6 +149,7 @@ class LayeredAutoencoder(Autoencoder):
         ):
             if value not in taken:
                 raise ValueError(f"{name}: got {value!r}; it takes one of {', '.join(taken)}")
+        self.widths = tuple(widths)
         self.activation, self.code, self.output = activation, code, output
         self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
 
@@ -173,6 +188,64 @@ class LayeredAutoencoder(Autoencoder):
         for layer in reversed(range(self.n_layers)):
             z = self.decode_layer(layer, z)
         return z
+
+    def denoise(self, x: Tensor, corruption: Sequence[float]) -> tuple[Tensor, list[Tensor]]:
+        """The code of corrupted rows, and what each layer is decoded to.
+
+        z~^l = g(W^l dropout(z~^(l-1))) upwards, then z^^(l-1) = g(W'^l z^^l) downwards from the
+        code (eqs. 9 and 10 of Dizaji et al., 2017).
+
+        Args:
+            x: Rows (N, n_features).
+            corruption: The share of values that dropout sets to zero in what each layer sees, the
+                rows first.
+
+        Returns:
+            z~^L (N, code_width), and z^^0, ..., z^^(L-1), each as the input of its layer is.
+
+        Raises:
+            ValueError: If there is not one share for each layer.
+        """
+        if len(corruption) != self.n_layers:
+            raise ValueError(
+                f"corruption: got {len(corruption)} shares; it takes one for each of the"
+                f" {self.n_layers} layers of the encoder"
+            )
+        for layer, share in enumerate(corruption):
+            x = self.encode_layer(layer, dropout(x, share))
+        code, outputs = x, []
+        for layer in reversed(range(self.n_layers)):
+            x = self.decode_layer(layer, x)
+            outputs.append(x)
+        return code, outputs[::-1]
+
+    def denoise_layer(self, layer: int, x: Tensor, corruption: float) -> tuple[Tensor, Tensor]:
+        """What one layer makes of its dropped-out input, and the clean input h that it should be.
+
+        Layer l and its mirror as a denoising autoencoder of two layers, which sees the clean output
+        h of the layers below (section 3.2 of Xie et al., 2016, eqs. 6 to 9):
+
+            x~ = dropout(h);   h' = g1(W1 x~ + b1);   h~ = dropout(h');   y = g2(W2 h~ + b2)
+
+        and is trained to make y equal h. g1 is the activation that made h', and g2 the one that
+        made h.
+
+        Args:
+            layer: The number of the layer, from 0.
+            x: Rows (N, n_features) of the data.
+            corruption: The share of values that dropout sets to zero, before and after the layer.
+        """
+        h = x
+        with torch.no_grad():
+            for below in range(layer):
+                h = self.encode_layer(below, h)
+        code = self.encode_layer(layer, dropout(h, corruption))
+        return self.decode_layer(layer, dropout(code, corruption)), h
+
+    def layer_parameters(self, layer: int) -> list[nn.Parameter]:
+        """The parameters of encoder layer `layer`, from 0, and of its mirror in the decoder."""
+        mirror = self.decoder[self.n_layers - 1 - layer]
+        return [*self.encoder[layer].parameters(), *mirror.parameters()]
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """The parameters that codes depend on."""

@@ -24,7 +24,7 @@ CONV_SHAPES: dict[str, Shape] = {
     "depict-mnist": ((50, 4, 2, 0), (50, 5, 2, 2)),
     "depict-usps": ((50, 4, 2, 0), (50, 5, 2, 2)),
     "depict-frgc": ((50, 4, 2, 2), (50, 5, 2, 2)),
-    "depict-pie": ((50, 4, 2, 2), (50, 5, 2, 2)),
+    "depict-cmu-pie": ((50, 4, 2, 2), (50, 5, 2, 2)),
     "depict-ytf": ((50, 5, 2, 2), (50, 4, 2, 0)),
 }
 
@@ -95,12 +95,11 @@ class ConvAutoencoder(LayeredAutoencoder):
                     channels, below, kernel, stride, padding, output_padding=(left[0], left[1])
                 )
             )
-        width = math.prod(shapes[-1])
+        widths = [*map(math.prod, shapes), code_width]
         super().__init__(
-            math.prod(size),
-            code_width,
-            [*down, nn.Linear(width, code_width)],
-            [nn.Linear(code_width, width), *up[::-1]],
+            widths,
+            [*down, nn.Linear(widths[-2], code_width)],
+            [nn.Linear(code_width, widths[-2]), *up[::-1]],
             activation=activation,
             code=code,
             output=output,

@@ -56,15 +56,14 @@ class MLPAutoencoder(LayeredAutoencoder):
         encoder = [nn.Linear(*pair) for pair in pairwise(widths)]
         decoder = [nn.Linear(*pair) for pair in pairwise(widths[::-1])]
         super().__init__(
-            widths[0],
-            widths[-1],
+            widths,
             encoder,
             decoder,
             activation=activation,
             code=code,
             output=output,
         )
-        self.sizes, self.init_std = widths, init_std
+        self.init_std = init_std
         for layer in (*encoder, *decoder):
             self._draw(layer)
 

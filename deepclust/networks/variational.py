@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from deepclust.networks.stacked import StackedAutoencoder
+from deepclust.networks.mlp import MLPAutoencoder
 
 
-class VariationalAutoencoder(StackedAutoencoder):
+class VariationalAutoencoder(MLPAutoencoder):
     """A fully connected autoencoder whose code is a Gaussian, diag(exp(log_var)) its covariance.
 
     q(z | x) = N(mean(x), diag(exp(log_var(x)))), mean and log_var linear in the last hidden layer,
@@ -49,7 +49,7 @@ class VariationalAutoencoder(StackedAutoencoder):
         init_std: float | None = None,
     ) -> None:
         super().__init__(sizes, activation=activation, code=code, output=output, init_std=init_std)
-        self.log_var = nn.Linear(self.sizes[-2], self.sizes[-1])
+        self.log_var = nn.Linear(self.widths[-2], self.widths[-1])
         self._draw(self.log_var)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
