@@ -37,12 +37,25 @@ from experiments.settings import DATA, OF_THE_DATA, SETTINGS, Data, rules
 HERE = Path(__file__).parent
 POINTS = 40  # of a series in the JSON, at most
 
+
+class DenoisedKMeans(cluster.DEPICT):
+    """k-means on the codes of DEPICT's autoencoder, which is all that is trained."""
+
+    def fit(self, X: Any, y: Any = None, *, resume: bool = False) -> DenoisedKMeans:
+        """Train, then cluster."""
+        super().fit(X, resume=resume)
+        options = {"n_init": self.n_init, "random_state": self.random_state}
+        self.labels_ = cluster.KMeans(self.n_clusters, **options).fit_predict(self.transform(X))
+        return self
+
+
 # Methods that are not names of deepclust.cluster.
 METHODS: dict[str, Any] = {
     "k-means": cluster.KMeans,
     "scikit-learn k-means": sklearn.cluster.KMeans,
     "spectral": sklearn.cluster.SpectralClustering,
     "autoencoder + k-means": cluster.DEC,
+    "DEPICT autoencoder + k-means": DenoisedKMeans,
 }
 SHALLOW = ("k-means", "scikit-learn k-means", "spectral")
 
@@ -51,6 +64,7 @@ PRETRAINING_ALONE = ("layer_updates", "dropout", "tune_updates", "pretrain_lr")
 PRETRAINING = (
     *("preset", "network", "image_shape", "features", "augment", "hidden", "latent_dim", "scale"),
     *("batch_size", "optimizer", "autocast"),
+    *("corruption", "joint", "hidden_weight", "clean_gradient"),  # of DEPICT's
     *PRETRAINING_ALONE,
 )
 # Those that do not change what is computed, or are no setting's own.
@@ -128,20 +142,21 @@ def plan(
     pretrain = None
     if method not in SHALLOW:
         # One autoencoder serves every method; the variances of VaDE's begin with its clustering.
+        trainer = cluster.DEPICT if issubclass(kind, cluster.DEPICT) else cluster.DEC
         start = {key: given[key] for key in PRETRAINING if key in given}
         start |= {"n_clusters": k, "max_updates": 0, "n_init": 1}
-        values = resolved(cluster.DEC, start)
-        config["pretraining"] = {key: values[key] for key in PRETRAINING}
+        values = resolved(trainer, start)
+        config["pretraining"] = {key: values[key] for key in PRETRAINING if key in values}
         for key in PRETRAINING_ALONE:
             config["parameters"].pop(key, None)
 
         def pretrain(**more: Any) -> Any:
-            return cluster.DEC(**start, random_state=seed, **more)
+            return trainer(**start, random_state=seed, **more)
 
     def make(**more: Any) -> Any:
         return kind(**_with_parts(given), random_state=seed, **more)
 
-    config = json.loads(json.dumps(config))  # as it will be read again
+    config = json.loads(json.dumps(config, default=repr))  # as it will be read again
     return Job(data, name, seed, config, make, pretrain)
 
 
@@ -297,11 +312,13 @@ def thinned(history: dict[str, list[tuple[int, float]]]) -> dict[str, list[list[
 
 def load(folder: Path, spec: Data) -> datasets.Dataset:
     loaded = datasets.load(folder / spec.file)
-    if not spec.unit_rows:
-        return loaded
     X: Any = loaded.X
-    X = X / np.linalg.norm(X, axis=1, keepdims=True)
-    return datasets.Dataset(X, loaded.y, loaded.image_shape, loaded.name)
+    y: Any = loaded.y
+    if spec.last is not None:
+        X, y = X[-spec.last :], y[-spec.last :]
+    if spec.unit_rows:
+        X = X / np.linalg.norm(X, axis=1, keepdims=True)
+    return datasets.Dataset(X, y, loaded.image_shape, loaded.name)
 
 
 def conditions(threads: int, device: str) -> dict[str, Any]:

@@ -18,11 +18,13 @@ class Data:
         file: its name; deepclust.datasets.load reads it.
         n_clusters: K, which is the number of classes.
         unit_rows: divide each row by its length.
+        last: only the last so many rows.
     """
 
     file: str
     n_clusters: int
     unit_rows: bool = False
+    last: int | None = None
 
 
 DATA = {
@@ -30,6 +32,7 @@ DATA = {
     "usps": Data("usps.npz", 10),
     "usps_11000": Data("usps_11000.npz", 10),
     "mnist": Data("mnist.npz", 10),
+    "mnist_test": Data("mnist.npz", 10, last=10_000),
     "r8": Data("reuters21578_r8_tfidf2000.npz", 8),
     "stackoverflow": Data("emb_minilm_stackoverflow.npz", 20, unit_rows=True),
 }
@@ -71,14 +74,44 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dec-views": {"method": "DEC", **VIEWS},
     "idec-views": {"method": "IDEC", **VIEWS},
     "dcn-views": {"method": "DCN", **VIEWS},
+    "depict": {"method": "DEPICT", "image_shape": OF_THE_DATA},
+    "depict-ae-k-means": {"method": "DEPICT autoencoder + k-means", "image_shape": OF_THE_DATA},
+    "depict-code": {
+        "method": "DEPICT",
+        "image_shape": OF_THE_DATA,
+        "target": "published-code",
+        "hidden_weight": 0.1,
+    },
+    "depict-squared": {
+        "method": "DEPICT",
+        "image_shape": OF_THE_DATA,
+        "target": "published-code",
+    },
+    "depict-exact": {"method": "DEPICT", "image_shape": OF_THE_DATA, "target": "exact"},
+    "depict-detached": {
+        "method": "DEPICT",
+        "image_shape": OF_THE_DATA,
+        "clean_gradient": False,
+    },
+    "depict-noiseless": {"method": "DEPICT", "image_shape": OF_THE_DATA, "corruption": 0.0},
+    "depict-not-joint": {
+        "method": "DEPICT",
+        "image_shape": OF_THE_DATA,
+        "joint": False,
+        "layer_updates": 800,
+    },
+    "depict-views": {"method": "DEPICT", **VIEWS},
 }
 
 
 def rules(setting: dict[str, Any], n_rows: int, n_clusters: int) -> dict[str, Any]:
     """What a deep setting gets on data of this size; its own parameters come before these."""
     given: dict[str, Any] = {"latent_dim": max(10, n_clusters), "autocast": "bfloat16"}
-    if setting["method"] == "autoencoder + k-means":
+    if setting["method"].endswith("autoencoder + k-means"):
         given["max_updates"] = 0
+    if setting["method"].startswith("DEPICT"):
+        # What two cores do in minutes: an update takes ten times as long as of DEC's network.
+        return {"tune_updates": 2_500, "max_updates": 2_000, **given}
     if setting.get("preset", "quick") == "quick":
         # In proportion to the rows, 2,500 for 5,620 of them, to the nearest 500; at most 14,000,
         # which is what a CPU does to MNIST in an hour.
