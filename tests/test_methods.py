@@ -403,6 +403,19 @@ def test_vade_starts_from_the_mixture_that_scikit_learn_finds(rows, monkeypatch)
     torch.testing.assert_close(log_var, (layer.log_var.mean(0) - 2).expand(3, -1))
 
 
+def test_abcs_gaussians_start_inside_those_of_the_clusters(rows):
+    seen = []
+
+    def record(run):
+        if run.stage.name == "cluster" and run.update == 0:
+            _, log_var = run.method.network.posterior(torch.from_numpy(rows[:3]))
+            seen.append((log_var, -run.state["log precisions"]))
+
+    ABC(K, **SMALL, form="gaussian", callbacks=[record]).fit(rows)
+    [(log_var, of_clusters)] = seen
+    torch.testing.assert_close(log_var, (of_clusters.mean(0) - 2).expand(3, -1))
+
+
 class Recorded(RunningMeans):
     """Running means that note what each step of theirs saw and left."""
 
@@ -917,6 +930,22 @@ def test_a_frozen_encoder_stays_as_it_is(rows, views):
     estimator.fit(rows)
     for name, value in states[0].items():
         assert torch.equal(value, states[-1][name]), name
+
+
+def test_the_decoder_of_a_frozen_encoder_trains_in_training_mode(rows):
+    """With dropout, and statistics that move."""
+    modes = set()
+
+    class Decoder(torch.nn.Linear):
+        def forward(self, z):
+            if z.requires_grad or torch.is_grad_enabled():
+                modes.add(self.training)
+            return super().forward(z)
+
+    networks = {"encoder": torch.nn.Linear(64, 4), "decoder": Decoder(4, 64)}
+    parts = {"freeze_encoder": True, "regularisers": [Reconstruction()]}
+    DEC(K, **{**SMALL, "tune_updates": 0}, **networks, **parts).fit(rows)
+    assert modes == {True}
 
 
 # Images.

@@ -433,7 +433,8 @@ class Composition(Method):
     def losses(self, run: Run, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses of all parts by name, and what their `after` is to see."""
         if self.recipe.freeze_encoder:
-            self.network.eval()  # lest what its layers keep of the data moves
+            # Lest what its layers keep of the data moves; a decoder trains on.
+            getattr(self.network, "encoder", self.network).eval()
         codes: Tensor | None = run.state.get("codes")
         rows = batch.x if self.recipe.augment is None or batch.view is None else batch.view
         forward = Forward(self, rows, batch.view, None if codes is None else codes[batch.idx])

@@ -16,6 +16,7 @@ from deepclust.cluster.kmeans import KMeans
 
 MIXTURE_ITERATIONS, MIXTURE_TOL = 100, 1e-4
 MIXTURE_ROWS = 4096  # of one block
+START_BELOW = 2.0  # how far a variational encoder's log-variances start below the clusters'
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from deepclust.cluster._checks import either
 from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Centroids, Clustering, Composition, Forward, Regulariser
 from deepclust.cluster._data import Rows
-from deepclust.cluster._start import variance_floor
+from deepclust.cluster._start import START_BELOW, variance_floor
 from deepclust.cluster._trainer import Batch, Epochs, Run
 from deepclust.cluster.regularisers import Reconstruction
 from deepclust.losses import Schedule, centre_cross_entropy
@@ -129,6 +129,10 @@ class EpochGaussians(EpochCentroids):
         )
         variances = (squares / n.clamp_min(1).unsqueeze(1)).clamp_min(variance_floor(z))
         run.state["log precisions"] = -variances.log()
+        if run.update == 0:
+            # As VaDE's, and for its reason: at random they would know nothing of the codes' spread.
+            assert isinstance(method.network, VariationalAutoencoder)
+            method.network.start_variances(variances.log().mean(0) - START_BELOW)
 
     def losses(
         self, method: Composition, run: Run, batch: Batch, forward: Forward

@@ -14,7 +14,7 @@ from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Clustering, Composition, Forward
 from deepclust.cluster._data import Rows
 from deepclust.cluster._pretraining import Reconstruct
-from deepclust.cluster._start import fit_mixture
+from deepclust.cluster._start import START_BELOW, fit_mixture
 from deepclust.cluster._trainer import Batch, Epochs, Run
 from deepclust.losses import (
     Schedule,
@@ -115,9 +115,8 @@ class Mixture(Clustering):
 
         At random they would be near 1, whatever the spread of the codes that pre-training gave.
         """
-        head: Any = method.network.log_var
-        head.weight.zero_()
-        head.bias.copy_(method.layer.log_var.mean(0) - 2.0)
+        assert isinstance(method.network, VariationalAutoencoder)
+        method.network.start_variances(method.layer.log_var.mean(0) - START_BELOW)
 
     def losses(
         self, method: Composition, run: Run, batch: Batch, forward: Forward

@@ -59,6 +59,12 @@ class VariationalAutoencoder(MLPAutoencoder):
             x = self.encode_layer(layer, x)
         return self.encode_layer(last, x), self.log_var(x)
 
+    def start_variances(self, log_var: Tensor) -> None:
+        """Give all rows the log-variance (d_m,), from which training goes on."""
+        with torch.no_grad():
+            self.log_var.weight.zero_()
+            self.log_var.bias.copy_(log_var)
+
     def sample(self, mean: Tensor, log_var: Tensor, noise: Tensor | None = None) -> Tensor:
         """Codes z = mean + exp(log_var / 2) * noise.
 
