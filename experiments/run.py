@@ -5,8 +5,9 @@
 Data and settings are those of experiments/settings.py. A run that ends writes
 OUT/DATA/SETTING/SEED.json; one that is there already is skipped, and one that was interrupted goes
 on from its checkpoint. Autoencoders are trained once a seed and shared by all settings that begin
-with the same; they and the checkpoints lie in the cache. Labels are read for the figures alone.
-`python -m experiments.tables` makes docs/results.md of the JSON.
+with the same; they, the checkpoints and the final embeddings lie in the cache. Labels are read for
+the figures alone. `python -m experiments.tables` makes docs/results.md of the JSON, and
+`python -m experiments.figures` pictures of the embeddings.
 """
 
 from __future__ import annotations
@@ -102,6 +103,9 @@ class Job:
     def checkpoint(self, cache: Path) -> Path:
         name = f"{self.setting}-{_digest(self.config)}-seed{self.seed}.checkpoint"
         return cache / self.data / name
+
+    def codes(self, cache: Path) -> Path:
+        return cache / self.data / f"{self.setting}-{_digest(self.config)}-seed{self.seed}.npy"
 
     def network(self, cache: Path) -> Path:
         name = f"network-{_digest(self.config['pretraining'])}-seed{self.seed}.safetensors"
@@ -230,6 +234,7 @@ def run(job: Job, loaded: datasets.Dataset, cache: Path, device: str) -> dict[st
             verbose=int(sys.stderr.isatty()),
         )
         seconds = fit(estimator, X, checkpoint)
+        _files.write_npy(job.codes(cache), estimator.transform(X))
         result = {
             "pretraining": {name: trained[name] for name in ("seconds", "updates", "history")},
             "updates": estimator.n_iter_,
