@@ -14,7 +14,7 @@ from scipy import sparse
 from sklearn.datasets import make_blobs
 
 from deepclust import cluster
-from experiments import run, tables
+from experiments import figures, run, tables
 from experiments.published import PUBLISHED, SOURCES, Published
 from experiments.settings import DATA, OF_THE_DATA, SETTINGS, Data, rules
 
@@ -280,6 +280,50 @@ def test_lengths_follow_from_the_rows(n, tune, more):
     assert rules({"method": "DEC"}, n, 8) == {**common, "tune_updates": tune, **more}
     assert rules({"method": "DEC", "preset": "paper"}, n, 20) == {**common, "latent_dim": 20}
     assert rules({"method": "autoencoder + k-means"}, n, 8)["max_updates"] == 0
+    depict = {"tune_updates": 2_500, **common}
+    assert rules({"method": "DEPICT"}, n, 8) == {**depict, "max_updates": 2_000}
+    only = rules({"method": "DEPICT autoencoder + k-means"}, n, 8)
+    assert only == {**depict, "max_updates": 0}
+
+
+SMALL_DEPICT = {
+    **{"network": "mlp", "hidden": (8,), "batch_size": 32, "autocast": None},
+    **{"tune_updates": 10, "max_updates": 8, "warmup_updates": 4},
+}
+DEPICTS = {
+    "depict": {"method": "DEPICT", **SMALL_DEPICT},
+    "depict-exact": {"method": "DEPICT", **SMALL_DEPICT, "target": "exact"},
+    "depict-not-joint": {"method": "DEPICT", **SMALL_DEPICT, "joint": False},
+    "depict-ae-k-means": {
+        "method": "DEPICT autoencoder + k-means",
+        **SMALL_DEPICT,
+        "max_updates": 0,
+    },
+}
+
+
+def test_depicts_autoencoder_is_shared_by_settings_that_train_it_alike(grid, tmp_path):
+    data = {"blobs": Data("blobs.npz", 3, last=100)}
+    assert grid(*DEPICTS, settings=DEPICTS, data=data) == 0
+    assert len(list(tmp_path.glob("cache/blobs/network-*.safetensors"))) == 2  # joint and not
+    for name in DEPICTS:
+        found = result(tmp_path, name)
+        assert found["config"]["data"]["n_rows"] == sum(found["sizes"]) == 100
+        assert found["updates"] == (0 if "k-means" in name else 8)
+    [codes] = [np.load(file) for file in tmp_path.glob("cache/blobs/depict-exact-*.npy")]
+    assert codes.shape == (100, 3)
+
+
+def test_figure_1_of_depicts_paper(grid, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "DATA", {**BLOBS})
+    monkeypatch.setattr(figures, "SETTINGS", DEPICTS)
+    asked = ["--data-dir", tmp_path, "--cache", tmp_path / "cache", "--out", tmp_path / "pictures"]
+    asked = [*map(str, asked), "--data", "blobs"]
+    with pytest.raises(SystemExit, match="run depict-not-joint on blobs, seed 0, first"):
+        figures.main(asked)
+    assert grid("depict", "depict-not-joint", settings=DEPICTS) == 0
+    assert figures.main(asked) == 0
+    assert (tmp_path / "pictures" / "depict-blobs.png").stat().st_size > 10_000
 
 
 def test_the_grid_fits_the_data(data_dir):
@@ -366,4 +410,4 @@ def test_published_figures_name_sources_and_data_that_there_are():
     assert {entry.source for entries in PUBLISHED.values() for entry in entries} == SOURCES.keys()
     methods = {setting["method"] for setting in SETTINGS.values()}
     named = {entry.method for entries in PUBLISHED.values() for entry in entries}
-    assert named - methods == {"DCEC", "DEPICT"}
+    assert named - methods == {"DCEC"}
