@@ -311,7 +311,7 @@ def test_depicts_autoencoder_is_shared_by_settings_that_train_it_alike(grid, tmp
         assert found["config"]["data"]["n_rows"] == sum(found["sizes"]) == 100
         assert found["updates"] == (0 if "k-means" in name else 8)
     [codes] = [np.load(file) for file in tmp_path.glob("cache/blobs/depict-exact-*.npy")]
-    assert codes.shape == (100, 3)
+    assert codes.shape == (100, 10)
 
 
 def test_figure_1_of_depicts_paper(grid, tmp_path, monkeypatch):
