@@ -101,6 +101,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "layer_updates": 800,
     },
     "depict-views": {"method": "DEPICT", **VIEWS},
+    "depict-squared-views": {"method": "DEPICT", **VIEWS, "target": "published-code"},
 }
 
 
