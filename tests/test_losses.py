@@ -106,6 +106,44 @@ def reconstruction_budget(u: float, output: np.ndarray, x: np.ndarray) -> dict[s
     }
 
 
+LAYER_WEIGHTS = [1.0, 0.1]
+
+
+def layer_reconstruction(
+    output: Tensor, clean: Tensor, hidden_output: Tensor, hidden_clean: Tensor
+) -> Tensor:
+    """Of rows and of one convolution."""
+    pairs = [output, hidden_output], [clean, hidden_clean]
+    return losses.layer_reconstruction(*pairs, LAYER_WEIGHTS)
+
+
+def of_layers(function: Callable[..., Any]) -> Callable[..., Any]:
+    def flat(output, clean, hidden_output, hidden_clean):
+        return function([output, hidden_output], [clean, hidden_clean], LAYER_WEIGHTS)
+
+    return flat
+
+
+def layer_gradients(**arrays: np.ndarray) -> Arrays:
+    outputs, clean = of_layers(oracle.layer_reconstruction_gradients)(**arrays)
+    return dict(
+        zip(("output", "hidden_output", "clean", "hidden_clean"), outputs + clean, strict=True)
+    )
+
+
+def layer_budget(u: float, **arrays: np.ndarray) -> dict[str, Any]:
+    errors: dict[str, Any] = {"loss": 0.0}
+    for name, weight in zip(("", "hidden_"), LAYER_WEIGHTS, strict=True):
+        output, clean = arrays[f"{name}output"], arrays[f"{name}clean"]
+        of_layer = reconstruction_budget(u, output, clean)
+        size = ((output - clean) ** 2).sum() / max(clean.size, 1)
+        # a product with the weight, and the sum over layers
+        errors["loss"] += weight * (of_layer["loss"] + 3 * u * size)
+        for key, gradient in (("output", "output"), ("clean", "x")):
+            errors[f"{name}{key}"] = 1.4 * weight * of_layer[gradient]  # 5 roundings, and 2 more
+    return errors
+
+
 def binary_budget(u: float, logits: np.ndarray, x: np.ndarray) -> dict[str, Any]:
     size, m, count = np.abs(logits), oracle.sigmoid(logits), max(x.size, 1)
     return {
@@ -270,6 +308,18 @@ LOSSES = {
         oracle.reconstruction_gradients,
         reconstruction_budget,
     ),
+    "layer_reconstruction": Loss(
+        lambda rng, n, d, k: {
+            "output": normal(rng, n, d),
+            "clean": normal(rng, n, d),
+            "hidden_output": normal(rng, n, k, 2, 3),
+            "hidden_clean": normal(rng, n, k, 2, 3),
+        },
+        layer_reconstruction,
+        of_layers(oracle.layer_reconstruction),
+        layer_gradients,
+        layer_budget,
+    ),
     "binary_reconstruction": Loss(
         lambda rng, n, d, k: {"logits": 6 * normal(rng, n, d), "x": uniform(rng, n, d).round()},
         losses.binary_reconstruction,
@@ -408,6 +458,13 @@ def test_budgets_for_float32_refuse_tf32(name: str) -> None:
     for key, gradient in loss.gradients(**arrays).items():
         error = np.abs(loss.gradients(**coarse)[key] - gradient)
         assert (error > allowed[key]).any(), key
+
+
+def test_layer_reconstruction_by_hand() -> None:
+    outputs = [np.array([[1.0, 3.0], [0.0, 0.0]]), np.array([[0.0], [2.0]])]
+    clean = [np.array([[1.0, 1.0], [0.0, 2.0]]), np.array([[1.0], [-1.0]])]
+    # (4 / 2 + 4 / 2) / 2 = 2, and (1 + 9) / 2 = 5
+    assert oracle.layer_reconstruction(outputs, clean, [1.0, 0.1]) == pytest.approx(2.5)
 
 
 def test_binary_reconstruction_by_hand() -> None:
@@ -562,6 +619,14 @@ def test_constants_of_float64_do_not_make_the_loss_so() -> None:
     tensors = LOSSES["locality"].make((5, 3, 4), torch.float32)
     tensors["similarity"] = tensors["similarity"].double()
     assert losses.locality(**tensors).dtype == torch.float32
+
+
+def test_layers_count_alike_without_weights() -> None:
+    x = normal(torch.Generator().manual_seed(0), 3, 5, 4)
+    pair = losses.reconstruction(x[0], x[1]) + losses.reconstruction(x[2], x[1])
+    torch.testing.assert_close(losses.layer_reconstruction([x[0], x[2]], [x[1], x[1]]), pair)
+    assert losses.layer_reconstruction([x[0]], [x[1]], [0.0]) == 0
+    assert losses.layer_reconstruction([], []) == 0
 
 
 @dtypes
@@ -750,6 +815,13 @@ GAMMA = torch.full((5, 4), 0.25)
     ("call", "kind", "error"),
     [
         (lambda: losses.reconstruction(X[:, :1], X), ValueError, "output: got shape"),
+        (
+            lambda: losses.layer_reconstruction([X], [X, X]),
+            ValueError,
+            "outputs: got 1 layers, with 2 of clean and 1 weights",
+        ),
+        (lambda: losses.layer_reconstruction([X], [X], [1, 1]), ValueError, "outputs: got 1"),
+        (lambda: losses.layer_reconstruction([X, X], [X, ROW]), ValueError, "output: got shape"),
         (lambda: losses.binary_reconstruction(X, X[:1]), ValueError, "logits: got shape"),
         (lambda: losses.balance(GAMMA), ValueError, r"shares: got shape \(5, 4\); it takes \(K,\)"),
         (lambda: losses.balance(ROW.numpy()), TypeError, "shares: got ndarray"),

@@ -266,6 +266,90 @@ def test_denoising_moves_its_own_layer_alone():
         assert (parameter.grad is not None) == (id(parameter) in own), name
 
 
+def keep_and_scale(like, share):
+    """What dropout, from the present state of torch's generator, multiplies values by."""
+    return nn.functional.dropout(torch.ones_like(like), share)
+
+
+@pytest.mark.parametrize("corruption", [(0.0, 0.0, 0.0), (0.3, 0.2, 0.0), [0.5, 0.0, 0.4]])
+def test_denoising_of_the_whole_is_its_formula(corruption):
+    """Eqs. 9 and 10 of Dizaji et al. (2017)."""
+    names = {"activation": "leaky_relu", "code": "tanh", "output": "sigmoid"}
+    network, x = MLPAutoencoder((60, 9, 7, 4), **names), rows()
+    torch.manual_seed(5)
+    code, outputs = network.denoise(x, corruption)
+    torch.manual_seed(5)
+    h = x.double().numpy()
+    up = zip(network.encoder, ["leaky_relu", "leaky_relu", "tanh"], corruption, strict=True)
+    for linear, name, share in up:
+        seen = h * keep_and_scale(torch.from_numpy(h).float(), share).numpy()
+        [h] = numpy_layers([linear], seen, [name])
+    np.testing.assert_allclose(code.detach(), h, atol=1e-5)
+    expected = numpy_layers(network.decoder, h, ["leaky_relu", "leaky_relu", "sigmoid"])[::-1]
+    for output, layer in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(output.detach(), layer, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_denoising_without_noise_is_the_network_itself(name):
+    network, x = made(name).eval(), rows()
+    shares = [0.0] * getattr(network, "n_layers", 1)
+    code, outputs = network.denoise(x, shares)
+    assert torch.equal(code, network.encode(x))
+    if not network.has_decoder:
+        assert outputs == []
+        return
+    assert torch.equal(outputs[0], network.decode(code))
+    if name in LAYERED:
+        inputs = [x, *network.layers(x)[:-1]]
+        assert [o.shape for o in outputs] == [h.shape for h in inputs]
+        h = code
+        for layer in reversed(range(network.n_layers)):
+            h = network.decode_layer(layer, h)
+            assert torch.equal(outputs[layer], h)
+    else:
+        assert len(outputs) == 1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_denoising_drops_values_of_what_each_layer_sees(name):
+    network, x = made(name).eval(), rows()
+    shares = [0.5, *[0.25] * (getattr(network, "n_layers", 1) - 1)]
+    torch.manual_seed(5)
+    code, _ = network.denoise(x, shares)
+    torch.manual_seed(5)
+    h = x * keep_and_scale(x, 0.5)
+    if name in LAYERED:
+        h = network.encode_layer(0, h)
+        for layer in range(1, network.n_layers):
+            h = network.encode_layer(layer, h * keep_and_scale(h, 0.25))
+    else:
+        h = network.encode(h)
+    torch.testing.assert_close(code, h, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(code, network.encode(x))
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_denoising_reaches_all_layers_and_overwrites_nothing(name):
+    network, x = made(name), rows()
+    original = x.clone()
+    code, outputs = network.denoise(x, [0.2] * network.n_layers)
+    kept = [output.clone() for output in (code, *outputs)]
+    sum(output.square().sum() for output in outputs).backward()
+    assert torch.equal(x, original)
+    assert all(map(torch.equal, (code, *outputs), kept))
+    for key, parameter in network.named_parameters():
+        assert (parameter.grad is not None) == (not key.startswith("log_var")), key
+
+
+@pytest.mark.parametrize("corruption", [[], [0.1], [0.1] * 4])
+def test_denoising_takes_one_share_for_each_layer(corruption):
+    network = MLPAutoencoder((60, 9, 7, 4))
+    message = f"corruption: got {len(corruption)} shares; it takes one for each of the 3 layers"
+    with pytest.raises(ValueError, match=message):
+        network.denoise(rows(), corruption)
+
+
 # Variational.
 
 

@@ -24,6 +24,28 @@ def reconstruction_gradients(output: np.ndarray, x: np.ndarray) -> dict[str, np.
     return {"output": gradient, "x": -gradient}
 
 
+def layer_reconstruction(
+    outputs: list[np.ndarray], clean: list[np.ndarray], weights: list[float]
+) -> float:
+    """sum_l w_l 1/N sum_i ||z_i^l - z^^_i^l||^2 / |z_i^l| (Dizaji et al. 2017, eq. 11)."""
+    total = 0.0
+    for output, z, weight in zip(outputs, clean, weights, strict=True):
+        size = z[0].size if len(z) else 1
+        total += weight * ((z - output) ** 2).sum() / size / max(len(z), 1)
+    return float(total)
+
+
+def layer_reconstruction_gradients(
+    outputs: list[np.ndarray], clean: list[np.ndarray], weights: list[float]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """dL/dz^^_l = 2 w_l (z^^_l - z_l) / (N |z^l|) = -dL/dz_l."""
+    to_outputs = [
+        2 * weight * (output - z) / max(z.size, 1)
+        for output, z, weight in zip(outputs, clean, weights, strict=True)
+    ]
+    return to_outputs, [-gradient for gradient in to_outputs]
+
+
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """1 / (1 + e^-l)."""
     return np.exp(-np.logaddexp(0.0, -logits))
