@@ -110,10 +110,11 @@ class BalancedSoftMax(Clustering):
             raise ValueError(f"target: got {self.target!r}; it takes {either(TARGETS)}")
         given = self.corruption
         shares = [given] if is_number(given) else given
+        if isinstance(shares, np.ndarray):
+            shares = shares.tolist()
         if (
-            isinstance(shares, str)
-            or not isinstance(shares, (Sequence, np.ndarray))
-            or not len(shares)
+            not isinstance(shares, Sequence)
+            or not shares
             or not all(is_number(share) and 0 <= share < 1 for share in shares)
         ):
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ _MOST_PASSES = 200
 
 
 def freeze_balanced_target(
-    z: Tensor,
+    z: Tensor | np.ndarray[Any, Any],
     head: Head,
     *,
     prior: Tensor | None = None,
@@ -40,7 +41,7 @@ def freeze_balanced_target(
     the derivative of log f(b) has eigenvalues from 0 to 1, so that an error at least halves.
 
     Args:
-        z: Embeddings (N, D), kept by reference.
+        z: Embeddings (N, D), kept by reference; a NumPy array or memory map is read block by block.
         head: Linear or Gaussian, whose scores have a term for each cluster; copied.
         prior: u (K,), the expected share of each cluster, summing to one; by default all alike.
         tol: The passes end when the derivatives along a row differ by no more than this, or than
@@ -78,9 +79,9 @@ def freeze_balanced_target(
         return target
     log_u = _log_shares(_uniform(head) if prior is None else prior)
     bias = target.bias
-    eps = torch.finfo(bias.dtype).eps
+    eps = torch.finfo(head.dtype).eps
     for _ in range(_MOST_PASSES):
-        f, _, _ = frequencies(z, head.biased(bias.to(head.dtype)), check=False, **options)
+        f, _, _ = frequencies(target.z, head.biased(bias.to(head.dtype)), check=False, **options)
         wanted = log_u.to(bias.device) - _log_shares(f / len(target))
         gap = bias - wanted
         # A shift of all b changes no p; and b has no more digits than its type.
