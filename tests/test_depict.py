@@ -6,7 +6,6 @@ import itertools
 import math
 import os
 import signal
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,6 +42,9 @@ from tests.reference import depict as oracle
 from tests.test_dec import interrupt
 from tests.test_methods import assert_same
 
+# After so few updates it may be.
+pytestmark = pytest.mark.filterwarnings("ignore:only . of . clusters are used")
+
 N, K = 200, 4
 SMALL = {
     "network": "mlp",
@@ -64,16 +66,14 @@ def rows():
 
 @pytest.fixture(scope="module")
 def some():
-    """Labels of every fifth row of the first four classes, 5 of them wrong on purpose."""
+    """Labels of every fifth row, where it is of the first four classes."""
     y = load_digits().y[:N].copy()
     y[(y >= K) | (np.arange(N) % 5 > 0)] = -1
     return y
 
 
 def fit(rows, y=None, **changes):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="only . of . clusters")  # after so few updates
-        return DEPICT(K, **{**SMALL, **changes}).fit(rows, y)
+    return DEPICT(K, **{**SMALL, **changes}).fit(rows, y)
 
 
 # The equations, in float64, on a network small enough for central differences.
@@ -561,3 +561,601 @@ def test_the_layer_is_a_soft_max(backend):
 def test_bad_sizes_of_the_layer(sizes, name):
     with pytest.raises(ValueError, match=f"^{name}: got 0"):
         DEPICTHead(*sizes)
+
+
+# The published networks.
+
+# Images, weights of the encoder, and (stride, padding) of its convolutions.
+PUBLISHED = {
+    "depict-mnist": ((28, 28), [(50, 1, 4, 4), (50, 50, 5, 5), (10, 2450)], [(2, 0), (2, 2)]),
+    "depict-usps": ((16, 16), [(50, 1, 4, 4), (50, 50, 5, 5), (10, 800)], [(2, 0), (2, 2)]),
+    "depict-cmu-pie": ((32, 32), [(50, 1, 4, 4), (50, 50, 5, 5), (10, 4050)], [(2, 2), (2, 2)]),
+    "depict-frgc": ((32, 32, 3), [(50, 3, 4, 4), (50, 50, 5, 5), (10, 4050)], [(2, 2), (2, 2)]),
+    "depict-ytf": ((55, 55, 3), [(50, 3, 5, 5), (50, 50, 4, 4), (10, 8450)], [(2, 2), (2, 0)]),
+}
+
+
+def built(image_shape, **parameters):
+    return DEPICT(10, image_shape=image_shape, **parameters)._build(math.prod(image_shape))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_networks(name):
+    image_shape, shapes, steps = PUBLISHED[name]
+    method = built(image_shape, hidden=name, preset="published-code")
+    network = method.network
+    assert [tuple(layer.weight.shape) for layer in network.encoder] == shapes
+    for layer, (stride, padding) in zip(network.encoder[:-1], steps, strict=True):
+        assert (layer.stride, layer.padding) == ((stride, stride), (padding, padding))
+    # The decoder mirrors it: (in, out, ...) of a transposed convolution are (out, in, ...) here.
+    assert [tuple(layer.weight.shape) for layer in network.decoder] == [
+        shapes[2][::-1],
+        shapes[1],
+        shapes[0],
+    ]
+    assert method.recipe.clustering.shares(network) == [0.1, 0.1, 0.0]
+    assert network.code_width == 10
+
+    h = x = torch.rand(2, math.prod(image_shape)) * 2 - 1
+    h = x.view(2, *image_shape, -1).flatten(3).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        *hidden, code = network.layers(x)
+        for conv, found in zip(network.encoder[:-1], hidden, strict=True):
+            h = conv(h)
+            h = torch.where(h > 0, h, 0.01 * h)
+            torch.testing.assert_close(found, h, rtol=1e-5, atol=1e-5)
+        expected = torch.tanh(network.encoder[-1](h.permute(0, 2, 3, 1).flatten(1)))
+        torch.testing.assert_close(code, expected, rtol=1e-5, atol=1e-5)
+        output = network.decode(code)
+        assert output.shape == x.shape
+        assert output.abs().max() <= 1
+        before = network.decode_layer(1, network.decode_layer(2, code))
+        rows = network.decoder[-1](before).permute(0, 2, 3, 1).flatten(1)
+        torch.testing.assert_close(output, torch.tanh(rows))
+
+
+@pytest.mark.parametrize("network", ["conv", "mlp"])
+def test_weights_begin_within_glorots_bounds(network):
+    hidden = {"hidden": (50, 20)} if network == "mlp" else {}
+    layers = [
+        module
+        for module in built((28, 28), network=network, **hidden).network.modules()
+        if hasattr(module, "weight")
+    ]
+    assert len(layers) == 6
+    for layer in layers:
+        weight = layer.weight
+        fans = weight.shape[0] + weight.shape[1]
+        bound = (6 / (fans * weight[0, 0].numel())) ** 0.5
+        largest = float(weight.detach().abs().max())
+        assert 0.97 * bound < largest <= bound
+        assert abs(float(weight.detach().std()) / (bound / 3**0.5) - 1) < 0.05
+        assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("image_shape", [(8, 8), (4, 4), (9, 12, 3), (40, 31)])
+def test_images_of_other_sizes_get_a_network(image_shape):
+    network = built(image_shape).network
+    x = torch.zeros(2, math.prod(image_shape))
+    assert [layer.weight.shape[0] for layer in network.encoder] == [50, 50, 10]
+    assert network(x)[1].shape == x.shape
+
+
+def test_published_lengths_and_rates():
+    for preset, warmup, hidden_weight in (("paper", 0, 1.0), ("published-code", 10, 0.1)):
+        method = built((28, 28), preset=preset, batch_size=100)
+        clustering, stages = method.recipe.clustering, {s.name: s for s in method.stages()}
+        assert list(stages) == ["tune", "cluster"]
+        assert stages["tune"].length == Epochs(4_000)
+        assert stages["cluster"].length == Epochs(1_000)
+        assert stages["cluster"].every == Epochs(1)
+        assert clustering.target == preset
+        assert (clustering.hidden_weight, clustering.tol) == (hidden_weight, 1e-7)
+        assert getattr(clustering.warmup_updates, "n", clustering.warmup_updates) == warmup
+        for stage in stages.values():
+            optimizer = stage.phases[0].optimizer(stage.phases[0].parameters())
+            assert isinstance(optimizer, torch.optim.Adam)
+            assert optimizer.defaults["lr"] == 1e-4
+
+
+def test_the_codes_width_is_the_number_of_clusters():
+    assert DEPICT(7, **SMALL)._build(64).network.widths == (64, 16, 7)
+    assert DEPICT(7, **SMALL, latent_dim=3)._build(64).network.widths == (64, 16, 3)
+
+
+# The estimator.
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(1.0, 0.0), (-0.01, 5.0), (3.0, 100.0)])
+def test_data_are_scaled_to_the_range_of_the_output(rows, factor, shift):
+    given = (factor * rows + shift).astype(np.float32)
+    seen = []
+
+    def look(run):
+        x = run.method.preprocess(run.take(slice(0, N)))
+        seen.append((float(x.min()), float(x.max()), x.numpy().copy()))
+
+    estimator = fit(given, callbacks=[look], max_updates=0, tune_updates=0)
+    least, most, x = seen[0]
+    np.testing.assert_allclose((least, most), (-1, 1), atol=1e-4 if shift == 100 else 1e-6)
+    np.testing.assert_allclose(x, np.sign(factor) * (rows / 8 - 1), atol=1e-4)
+    assert estimator.predict(given).shape == (N,)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.5])
+def test_data_of_one_value_have_no_range(value):
+    x = np.full((20, 8), value, np.float32)
+    with pytest.raises(ValueError, match=r"n_clusters: got 4|X: got no value but"):
+        fit(x)
+    with pytest.raises(ValueError, match=f"X: got no value but {value:g}; scale='range' takes"):
+        DEPICT(1, **SMALL).fit(x)
+
+
+def test_the_warm_up_is_on_the_labels_of_k_means(rows, monkeypatch):
+    begun, seen = [], {}
+    start = _start.Start.__call__
+
+    def recorded(self, run, z):
+        begun.append((*start(self, run, z), z.clone()))
+        return begun[-1][:2]
+
+    def look(run):
+        if run.stage.name == "cluster":
+            method, head = run.method, run.method.head()
+            parameters = [parameter.detach().clone() for parameter in head.params]
+            seen[run.update] = run.state["snapshot"].probabilities(), parameters
+            assert ("moved" in run.state) == (run.update >= 5), method
+
+    monkeypatch.setattr(_start.Start, "__call__", recorded)
+    fit(rows, callbacks=[look], warmup_updates=5, max_updates=12, tol=1e9)
+    [(centroids, labels, z)] = begun
+    theta, bias = seen[0][1]
+    torch.testing.assert_close(theta, nn.functional.normalize(centroids))
+    assert not bias.any()
+    one_hot = nn.functional.one_hot(labels, K).float()
+    torch.testing.assert_close(((z[:, None] - centroids) ** 2).sum(2).argmin(1), labels)
+    assert torch.equal(seen[0][0], one_hot)
+    assert torch.equal(seen[4][0], one_hot)
+    assert not torch.equal(seen[4][1][0], theta)
+    # The refresh at update 8 is the first after it; then targets "settle".
+    assert list(seen) == [0, 4, 8]
+    assert seen[8][0].min() > 0
+
+
+@pytest.mark.parametrize("prior", ["uniform", zipf()])
+@pytest.mark.parametrize("target", ["paper", "published-code", "exact"])
+def test_clean_quantities_alone_make_targets(rows, target, prior):
+    """A refresh in the midst of training against a pass by hand in evaluation mode."""
+    seen, snapshots = [], []
+
+    def look(run):
+        if run.stage.name != "cluster":
+            return
+        network, (theta, bias) = run.method.network, run.method.head().params
+        assert not network.training
+        with torch.no_grad():
+            z = network.encode(run.method.preprocess(run.take(slice(0, N))))
+            q = (z @ theta.T + bias).softmax(1).double()
+        u = torch.from_numpy(prior_of(prior, q.sum(0).numpy()))
+        snapshots.append(run.state["snapshot"].probabilities())
+        f = run.state["frequencies"]
+        seen.append((run.update, q, u, f.clone(), snapshots[-1].double(), dict(run.state)))
+
+    estimator = fit(
+        rows,
+        callbacks=[look],
+        target=target,
+        prior=prior,
+        corruption=0.5,
+        warmup_updates=0,
+        max_updates=12,
+        cluster_lr=1e-2,
+    )
+    assert [update for update, *_ in seen] == [0, 4, 8, 12]
+    before = None
+    for update, q, u, f, p, state in seen:
+        torch.testing.assert_close(f.double(), q.sum(0), rtol=1e-4, atol=1e-4)
+        if target == "exact":
+            # log p/q + log f/u is the same along rows.
+            derivative = (p / q).log() + (p.mean(0) / u).log()
+            assert span(derivative.numpy()) < 1e-4
+        else:
+            power = 1 if target == "paper" else 2
+            expected = (q * (u / q.sum(0)).sqrt()) ** power
+            expected /= expected.sum(1, keepdim=True)
+            torch.testing.assert_close(p, expected, rtol=0, atol=1e-5)
+        if update:
+            moved = float((p - before).square().mean())
+            assert state["moved"] == pytest.approx(moved, rel=1e-3)
+        before = p
+    logged = dict(estimator.history_["cluster/change of target"])
+    assert logged == {update: state["moved"] for update, *_, state in seen}
+    assert ("cluster/objective" in estimator.history_) == (target == "exact")
+    if target == "exact":
+        exact = dict(estimator.history_["cluster/objective"])
+        closed = dict(estimator.history_["cluster/objective of eq. 7"])
+        assert all(exact[update] <= closed[update] + 1e-6 for update in (0, 4, 8, 12))
+
+
+def test_it_stops_when_targets_settle(rows):
+    settled = fit(rows, tol=10.0, max_updates=100, warmup_updates=0)
+    assert settled.stop_reasons_["cluster"].startswith("targets moved by ")
+    assert settled.stop_reasons_["cluster"].endswith(", less than tol=10")
+    assert settled.n_iter_ == 10 + 4
+    assert fit(rows, tol=0.0).stop_reasons_["cluster"] == "length of 8 updates"
+    warm = fit(rows, tol=10.0, max_updates=100, warmup_updates=9)
+    assert warm.n_iter_ == 10 + 12
+
+
+@pytest.mark.parametrize("target", ["paper", "exact"])
+def test_depict_is_a_setting_of_deep_clustering(rows, target):
+    torch.manual_seed(3)
+    network = MLPAutoencoder((64, 16, K), activation="leaky_relu", code="tanh", output="tanh")
+    options = {
+        "target": target,
+        "prior": zipf(0.5),
+        "corruption": 0.2,
+        "hidden_weight": 0.1,
+        "warmup_updates": 3,
+        "update_interval": 4,
+        "tol": 0.0,
+    }
+    shared = {**SMALL, "network": network}
+    for name in ("update_interval", "tol", "hidden"):
+        del shared[name]
+    named = DEPICT(K, **shared, **options).fit(rows)
+    parts = {"clustering": BalancedSoftMax(**options), "scale": "range"}
+    assert_same(DeepClustering(K, **shared, **parts).fit(rows), named)
+    other = DeepClustering(K, **shared, clustering=BalancedSoftMax(**options), scale="dec")
+    assert not np.array_equal(other.fit(rows).cluster_centers_, named.cluster_centers_)
+
+
+def test_networks_of_the_users(rows):
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(64, 3), nn.Tanh())
+    with_decoder = fit(rows, encoder=encoder, decoder=nn.Linear(3, 64))
+    assert {"cluster/reconstruction", "tune/reconstruction"} < with_decoder.history_.keys()
+    # Their weights are not drawn anew.
+    start = fit(rows, encoder=encoder, decoder=nn.Linear(3, 64), max_updates=0, tune_updates=0)
+    assert torch.equal(start.network_.encoder[0].weight, encoder[0].weight)
+    alone = fit(rows, encoder=encoder, tune_updates=None)
+    assert {key.split("/")[0] for key in alone.history_} == {"cluster"}
+    assert "cluster/reconstruction" not in alone.history_
+    for estimator in (with_decoder, start, alone):
+        np.testing.assert_array_equal(estimator.predict(rows), estimator.labels_)
+    pretrained = fit(rows, pretrained=fit(rows).network_, max_updates=0)
+    assert "tune/reconstruction" not in pretrained.history_
+
+
+def test_given_embeddings(rows):
+    estimator = fit(rows, network=None, tune_updates=None, warmup_updates=0, corruption=0.3)
+    assert {key.split("/")[0] for key in estimator.history_} == {"cluster"}
+    np.testing.assert_array_equal(estimator.predict(rows), estimator.labels_)
+    np.testing.assert_allclose(estimator.transform(rows), rows / 8 - 1, atol=1e-6)
+
+
+def test_a_frozen_encoder_stays_and_its_codes_are_clean(rows):
+    found = {}
+    for updates in (0, 8):
+        estimator = fit(rows, freeze_encoder=True, max_updates=updates, corruption=0.5)
+        found[updates] = estimator._method.state_dict()
+    for name, value in found[0].items():
+        assert torch.equal(value, found[8][name]) == (not name.startswith("layer")), name
+    assert "cluster/reconstruction" not in estimator.history_
+    # Without noise, all that dropout could change is the autoencoder before.
+    network = fit(rows, max_updates=0).network_
+    clean, noisy = (
+        fit(rows, freeze_encoder=True, pretrained=network, corruption=share) for share in (0.0, 0.5)
+    )
+    assert torch.equal(clean._method.layer.weight, noisy._method.layer.weight)
+
+
+def test_images(rows, tmp_path):
+    images = rows.reshape(N, 8, 8)
+    estimator = fit(images, network="conv", hidden=None)
+    flat = fit(rows, network="conv", hidden=None, image_shape=(8, 8))
+    assert_same(estimator, flat)
+    for x in (images, rows):
+        np.testing.assert_array_equal(estimator.predict(x), estimator.labels_)
+    estimator.save(tmp_path / "model")
+    loaded = DEPICT.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict_proba(images), estimator.predict_proba(images))
+
+
+def test_prediction_is_the_clean_soft_max(rows):
+    estimator = fit(rows, corruption=0.5)
+    q = estimator.predict_proba(rows)
+    np.testing.assert_array_equal(q.argmax(1), estimator.labels_)
+    np.testing.assert_array_equal(estimator.predict(rows), estimator.labels_)
+    theta, bias = (p.detach().numpy() for p in estimator._method.layer.parameters())
+    z = estimator.transform(rows)
+    np.testing.assert_allclose(q, np.exp(reference.log_softmax(z @ theta.T + bias)), atol=1e-5)
+    for j in np.unique(estimator.labels_):
+        mean = z[estimator.labels_ == j].mean(0)
+        np.testing.assert_allclose(estimator.cluster_centers_[j], mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [0, 6])
+def test_soft_resets_start_the_layer_again(rows, warmup):
+    estimator = fit(
+        rows,
+        interventions=[SoftReset(every=4, until=1.0)],
+        max_updates=12,
+        warmup_updates=warmup,
+    )
+    plain = fit(rows, max_updates=12, warmup_updates=warmup)
+    assert not np.array_equal(estimator.cluster_centers_, plain.cluster_centers_)
+    np.testing.assert_array_equal(estimator.predict(rows), estimator.labels_)
+    layers = {}
+
+    def look(run):
+        if run.stage.name == "cluster":
+            layers[run.update] = run.method.layer.bias.detach().clone()
+
+    fit(rows, interventions=[SoftReset(every=4)], callbacks=[look], warmup_updates=warmup)
+    assert not layers[4].any()
+
+
+def test_other_losses_beside_it(rows):
+    estimator = fit(
+        rows, regularisers=[Balance(prior=zipf()), SelfAugmentation(weight=0.5)], recluster=True
+    )
+    assert {"cluster/balance", "cluster/self-augmentation"} < estimator.history_.keys()
+    np.testing.assert_array_equal(estimator.predict(rows), estimator.labels_)
+
+
+def test_views_are_held_to_the_targets_of_their_rows():
+    run, x = started(regularisers=[SelfAugmentation(transform=lambda x, generator: -x)])
+    refreshed(run, x)
+    idx = torch.tensor([3, 30])
+    torch.manual_seed(5)
+    run.method.train()
+    found = run.method.losses(run, Batch(x[idx], idx, view=-x[idx]))[0]["self-augmentation"]
+    torch.manual_seed(5)
+    clustering = run.method.recipe.clustering
+    # Dropout has drawn for the rows before.
+    run.method.denoise(x[idx], clustering.shares(run.method.network))
+    expected = run.method.losses(run, Batch(-x[idx], idx, view=x[idx]))[0]
+    total = expected["cross-entropy"] + expected["reconstruction"]
+    torch.testing.assert_close(found, total)
+
+
+# Labels of some rows.
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_classes_are_matched_as_by_trying_all_permutations(seed):
+    rng = np.random.default_rng(seed)
+    labels, y = rng.integers(0, 4, 30), rng.integers(-1, 4, 30)
+    order = matched(torch.from_numpy(labels), torch.from_numpy(y), 4).numpy()
+    assert sorted(order) == [0, 1, 2, 3]
+
+    def agree(order):
+        return sum(labels[i] == order[y[i]] for i in range(30) if y[i] >= 0)
+
+    assert agree(order) == max(map(agree, itertools.permutations(range(4))))
+
+
+def test_classes_without_rows_are_matched_with_what_is_left():
+    labels, y = torch.tensor([2, 2, 0, 1]), torch.tensor([1, -1, -1, -1])
+    order = matched(labels, y, 3)
+    assert order[1] == 2
+    assert sorted(order.tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_known_labels_take_the_place_of_targets(dtype):
+    p = torch.tensor([[0.2, 0.8], [0.6, 0.4], [0.5, 0.5]], dtype=dtype)
+    found = with_labels(p, torch.tensor([0, -1, 1]))
+    expected = torch.tensor([[1.0, 0.0], [0.6, 0.4], [0.0, 1.0]], dtype=dtype)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+
+
+def test_the_loss_holds_rows_to_their_labels():
+    run, x = started(corruption=0.3)
+    refreshed(run, x)
+    p, (encoder, decoder, head) = target_of(run, x, 1.0, "uniform"), weights_of(run)
+    idx, y = torch.tensor([3, 9, 27]), torch.tensor([2, -1, 0])
+    torch.manual_seed(5)
+    run.method.train()
+    found = run.method.losses(run, Batch(x[idx], idx, y=y))[0]
+    p = p[idx]
+    p[0], p[2] = [0, 0, 1], [1, 0, 0]
+    args = as_numpy(x[idx]), p, encoder, decoder, head, masks_of(run, x, idx), encoder
+    expected = oracle.network_losses(*args)
+    np.testing.assert_allclose([v.item() for v in found.values()], expected, rtol=1e-11)
+
+
+def test_rows_with_labels_end_in_their_class(rows, some):
+    known = some >= 0
+    assert known.sum() > 20
+    options = {"max_updates": 100, "cluster_lr": 1e-2, "corruption": 0.0, "warmup_updates": 0}
+    labels = fit(rows, some, **options).labels_
+    np.testing.assert_array_equal(labels[known], some[known])
+    without = fit(rows, **options).labels_
+    for order in itertools.permutations(range(K)):
+        assert (np.array(order)[without[known]] == some[known]).mean() < 0.9
+
+
+def test_clusters_start_as_their_classes(rows, some):
+    found = []
+
+    def look(run):
+        if run.stage.name == "cluster":
+            found.append((run.state["snapshot"].probabilities().argmax(1).numpy(), run))
+
+    plain = fit(rows, callbacks=[look], max_updates=0, warmup_updates=5)
+    labelled = fit(rows, some, callbacks=[look], max_updates=0, warmup_updates=5)
+    (before, _), (after, _) = found[0], found[-1]
+    known = some >= 0
+    order = matched(torch.from_numpy(before), torch.from_numpy(some), K).numpy()
+    np.testing.assert_array_equal(order[after], before)
+    assert (after == some)[known].sum() == max(
+        (np.array(p)[before] == some)[known].sum() for p in itertools.permutations(range(K))
+    )
+    weights = [e._method.layer.weight for e in (plain, labelled)]
+    assert torch.equal(weights[0][torch.from_numpy(order)], weights[1])
+
+
+def test_no_known_label_is_no_y(rows):
+    plain = fit(rows)
+    assert_same(fit(rows, np.full(N, -1)), plain)
+    labels = load_digits().y[:N] % K
+    assert not np.array_equal(fit(rows, labels).cluster_centers_, plain.cluster_centers_)
+
+
+@pytest.mark.parametrize("kind", [DEC, VaDE, DeepClustering])
+def test_other_methods_ignore_y(rows, kind):
+    settings = {name: SMALL[name] for name in ("hidden", "tune_updates", "max_updates", "n_init")}
+    settings.update(batch_size=64, random_state=0, latent_dim=4)
+    plain = kind(K, **settings).fit(rows)
+    for y in (load_digits().y[:N], "nothing of the kind"):
+        assert_same(kind(K, **settings).fit(rows, y), plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda y: y[:-1], r"y: got int64 of shape \(199,\); it takes 200 integers, -1 for a row"),
+        (lambda y: y[:, None], r"y: got int64 of shape \(200, 1\); it takes 200 integers"),
+        (lambda y: y.astype(float), r"y: got float64 of shape \(200,\); it takes 200 integers"),
+        (lambda y: y > 0, r"y: got bool of shape \(200,\); it takes 200 integers"),
+        (lambda y: y.astype(str), r"y: got <U\d+ of shape \(200,\)"),
+        (lambda y: [None] * N, r"y: got object of shape \(200,\)"),
+        (lambda y: 3, r"y: got int64 of shape \(\)"),
+        (lambda y: np.where(np.arange(N) == 7, 4, y), "y: row 7 has the label 4; it takes labels"),
+        (lambda y: np.where(np.arange(N) == 7, -2, y), "y: row 7 has the label -2; .* below n_clu"),
+    ],
+)
+def test_bad_labels_are_refused_before_anything_is_trained(rows, some, change, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        fit(rows, change(some), callbacks=[trained])
+
+
+def trained(run):
+    raise AssertionError(f"{run.stage.name} was trained")
+
+
+@pytest.mark.parametrize("make", [list, torch.from_numpy, lambda y: y.astype(np.int8)])
+def test_labels_of_any_kind_of_integers(rows, some, make):
+    assert_same(fit(rows, make(some)), fit(rows, some))
+
+
+# The moment: in the pre-training, when clusters have just started, in the middle of a pass.
+@pytest.mark.parametrize(("stage", "update"), [("tune", 6), ("cluster", 0), ("cluster", 6)])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_resumed_with_labels_is_the_uninterrupted_fit(
+    rows, some, tmp_path, stage, update, in_file, monkeypatch
+):
+    step = Run._step
+
+    def cut(run):
+        step(run)
+        if (run.stage.name, run.update) == (stage, update):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    options = {"target": "exact", "prior": zipf(0.5), "warmup_updates": 4, "corruption": 0.3}
+    changes = {"checkpoint": tmp_path / "checkpoint"} if in_file else {}
+    callbacks = [] if update else [interrupt(stage, update)]
+    estimator = DEPICT(K, **SMALL, **options, **changes, callbacks=callbacks)
+    monkeypatch.setattr(Run, "_step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        estimator.fit(rows, some)
+    monkeypatch.undo()
+    other = np.where(np.arange(N) == 3, 1, some)
+    for y in (None, other):
+        with pytest.raises(ValueError, match="other parameters: y was"):
+            estimator.set_params(callbacks=()).fit(rows, y, resume=True)
+    if in_file:
+        estimator = DEPICT(K, **SMALL, **options, **changes)
+    resumed = estimator.set_params(callbacks=()).fit(rows, some, resume=True)
+    assert_same(resumed, fit(rows, some, **options))
+
+
+def test_save_and_load_with_labels(rows, some, tmp_path):
+    options = {"corruption": [0.2, 0.1], "prior": [0.4, 0.3, 0.2, 0.1], "target": "exact"}
+    estimator = fit(rows, some, **options, warmup_updates=Epochs(1))
+    estimator.save(tmp_path / "model")
+    loaded = DEPICT.load(tmp_path / "model")
+    assert loaded.get_params() == estimator.get_params()
+    np.testing.assert_array_equal(loaded.predict_proba(rows), estimator.predict_proba(rows))
+    assert_same(loaded.fit(rows, some), estimator)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"target": "q"}, "target: got 'q'; it takes 'paper' or 'published-code' or 'exact'"),
+        ({"target": 2}, "target: got 2; it takes"),
+        ({"prior": [0.5, 0.5]}, "prior: got 2 shares for n_clusters=4"),
+        ({"prior": "flat"}, r"prior: got 'flat'; it takes 'uniform', zipf\(s\) or 4 shares"),
+        ({"prior": [1.0] * 4}, "prior: got a sum of 4; it takes shares that sum to 1"),
+        ({"prior": None}, "prior: got None; it takes"),
+        ({"corruption": 1.0}, "corruption: got 1.0; it takes a share from 0 to below 1, or one"),
+        ({"corruption": -0.1}, "corruption: got -0.1; it takes a share"),
+        ({"corruption": math.nan}, "corruption: got nan; it takes a share"),
+        ({"corruption": True}, "corruption: got True; it takes a share"),
+        ({"corruption": None}, "corruption: got None; it takes a share"),
+        ({"corruption": "0.1"}, "corruption: got '0.1'; it takes a share"),
+        ({"corruption": ""}, "corruption: got ''; it takes a share"),
+        ({"corruption": []}, r"corruption: got \[\]; it takes a share"),
+        ({"corruption": [0.1, 1.5]}, r"corruption: got \[0.1, 1.5\]; it takes a share"),
+        ({"corruption": np.array(0.1)}, r"corruption: got array\(0.1\); it takes a share"),
+        ({"corruption": np.eye(2)}, r"corruption: got array\("),
+        ({"corruption": [0.1]}, "corruption: got 1 shares; it takes one for each of the 2 layers"),
+        ({"corruption": [0.1] * 3}, "corruption: got 3 shares; it takes one for each of the 2"),
+        ({"joint": 1}, "joint: got 1; it takes True or False"),
+        ({"joint": None}, "joint: got None; it takes True or False"),
+        ({"clean_gradient": "yes"}, "clean_gradient: got 'yes'; it takes True or False"),
+        ({"hidden_weight": -1}, "hidden_weight: got -1; it takes a number of at least 0"),
+        ({"hidden_weight": "a"}, "hidden_weight: got 'a'; it takes a number of at least 0"),
+        ({"hidden_weight": math.inf}, "hidden_weight: got inf; it takes a number of at least 0"),
+        ({"tol": -1e-9}, "tol: got -1e-09; it takes a number of at least 0"),
+        ({"tol": None}, "tol: got None; it takes a number of at least 0"),
+        ({"warmup_updates": -1}, "warmup_updates: got -1; it takes an integer of at least 0"),
+        ({"warmup_updates": 2.5}, r"warmup_updates: got 2.5; it takes an integer of at least 0"),
+        ({"warmup_updates": Epochs(-1)}, "warmup_updates: got -1"),
+        ({"update_interval": 0}, "update_interval: got 0; it takes an integer of at least 1"),
+        ({"update_interval": None}, "update_interval: got None; it takes an integer"),
+        ({"features": (0, 1)}, r"features: got \(0, 1\); DEPICT takes 'last'"),
+        ({"interventions": [CollapseGuard()]}, "interventions: CollapseGuard moves centroids"),
+        ({"regularisers": [Reconstruction()]}, "regularisers: .*'reconstruction' twice"),
+        ({"hidden": "depict-mnist"}, "hidden: got 'depict-mnist'; it takes a sequence of widths"),
+        ({"network": "conv", "hidden": "depict-moon"}, "image_shape: got None; network='conv'"),
+        (
+            {"network": "conv", "hidden": "depict-moon", "image_shape": (8, 8)},
+            "layers: got 'depict-moon'; it takes one of .*depict-mnist",
+        ),
+        ({"latent_dim": 0}, "latent_dim: got 0"),
+        ({"scale": "unit"}, "scale: got 'unit'; it takes 'dec', 'range', None or a number"),
+    ],
+    ids=str,
+)
+def test_bad_parameters_are_refused_before_anything_is_trained(rows, parameters, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        fit(rows, callbacks=[trained], **parameters)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [(-1, "weight of cross-entropy: got -1"), ("much", "weight of cross-entropy: got 'much'")],
+)
+def test_bad_weights(rows, weight, message):
+    settings = {name: SMALL[name] for name in ("hidden", "tune_updates", "n_init")}
+    clustering = BalancedSoftMax(weight=weight)
+    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
+        DeepClustering(K, **settings, clustering=clustering, callbacks=[trained]).fit(rows)
+
+
+def test_defaults_take_a_share_for_each_layer_but_the_last():
+    shares = BalancedSoftMax(corruption=0.25).shares
+    mlp = MLPAutoencoder((64, 8, 8, 8, 3))
+    assert shares(mlp) == [0.25, 0.25, 0.25, 0.0]
+    assert shares(MLPAutoencoder((64, 3))) == [0.25]
+    assert shares(SimpleNamespace()) == [0.25]
+    given = BalancedSoftMax(corruption=np.array([0.5, 0.0, 0.25, 0.125]))
+    assert given.shares(mlp) == [0.5, 0.0, 0.25, 0.125]
