@@ -166,6 +166,8 @@ def fit(
         raise click.UsageError(
             f"--n-clusters: got {n_clusters}, more than the {len(dataset)} samples of {data}"
         )
+    if dataset.image_shape is not None and "image_shape" in signature:
+        parameters.setdefault("image_shape", dataset.image_shape)
     if threads is not None:
         torch.set_num_threads(threads)
     show = sys.stderr.isatty() if verbose is None else verbose
