@@ -26,14 +26,19 @@ from deepclust.nn import DEPICTHead
 
 TARGETS = ("paper", "published-code", "exact")
 
-# The published network (its code), for rows in [-1, 1].
-_NETWORK: dict[str, Any] = {"activation": "leaky_relu", "code": "tanh", "output": "tanh"}
+# The published network (its code), for rows in [-1, 1], and how often there is a target.
+_PUBLISHED: dict[str, Any] = {
+    "activation": "leaky_relu",
+    "code": "tanh",
+    "output": "tanh",
+    "update_interval": ONCE_A_PASS,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Section 4 of the paper; lengths and rates, on which it is silent, from the published code.
     "paper": {
         **QUICK,
-        **_NETWORK,
+        **_PUBLISHED,
         "tune_updates": Epochs(4_000),
         "max_updates": Epochs(1_000),
         "warmup_updates": 0,
@@ -46,7 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Where the two differ, the code.
     "published-code": {
         **QUICK,
-        **_NETWORK,
+        **_PUBLISHED,
         "tune_updates": Epochs(4_000),
         "max_updates": Epochs(1_000),
         "warmup_updates": Epochs(10),
@@ -58,7 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "quick": {
         **QUICK,
-        **_NETWORK,
+        **_PUBLISHED,
         "warmup_updates": 200,
         "target": "paper",
         "hidden_weight": 1.0,
@@ -323,7 +328,7 @@ class DEPICT(ComposedEstimator):
     hidden_weight: float | None = None
     clean_gradient: bool = True
     warmup_updates: Any = None
-    update_interval: Any = ONCE_A_PASS
+    update_interval: Any = None
     tol: float = 1e-7
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = PRESETS
@@ -339,7 +344,7 @@ class DEPICT(ComposedEstimator):
             hidden_weight=settings["hidden_weight"],
             clean_gradient=self.clean_gradient,
             warmup_updates=settings["warmup_updates"],
-            update_interval=self.update_interval,
+            update_interval=settings["update_interval"],
             tol=self.tol,
         )
 
