@@ -255,9 +255,9 @@ class BalancedSoftMax(Clustering):
 
 def with_labels(p: Tensor, y: Tensor) -> Tensor:
     """Targets p (n, K), one-hot where the row's label y (n,) is known: not -1."""
-    known = (y >= 0).unsqueeze(1)
-    one_hot = nn.functional.one_hot(y.clamp_min(0), p.shape[1]).to(p)
-    return torch.where(known, one_hot, p)
+    y = y.unsqueeze(1)
+    one_hot = y == torch.arange(p.shape[1], device=p.device)  # torch's own reads y on the host
+    return torch.where(y >= 0, one_hot.to(p), p)
 
 
 def matched(labels: Tensor, y: Tensor, n_clusters: int) -> Tensor:
