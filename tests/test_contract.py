@@ -158,6 +158,14 @@ CALLS = {
         lambda z, centroids, **o: F.freeze_target(z, student(centroids), **o),
         in_input_type=True,
     ),
+    "freeze_balanced_target": Call(
+        "frequencies",
+        {**LINEAR, "prior": (K,)},
+        lambda z, weight, bias, prior, **o: F.freeze_balanced_target(
+            z, F.Linear(weight, bias), prior=prior, **o
+        ),
+        in_input_type=True,
+    ),
     "dec_target": Call(
         "targets", {"q": (N, K), "frequencies": (K,)}, F.dec_target, in_input_type=True
     ),

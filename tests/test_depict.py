@@ -32,6 +32,7 @@ from deepclust.cluster._data import Rows
 from deepclust.cluster._trainer import Batch, Run, Settings
 from deepclust.cluster.depict import matched, mean_square, with_labels
 from deepclust.datasets import load_digits
+from deepclust.kernels import adam
 from deepclust.kernels.target_loss import balanced
 from deepclust.losses import size_prior, zipf
 from deepclust.networks import MLPAutoencoder
@@ -39,7 +40,8 @@ from deepclust.nn import DEPICTHead
 from tests import budget, reference
 from tests.cases import DTYPES, SHAPES, Case, as_numpy, make_case
 from tests.reference import depict as oracle
-from tests.test_dec import interrupt
+from tests.test_dec import Watch, interrupt
+from tests.test_graphs import Tapes
 from tests.test_methods import assert_same
 
 # After so few updates it may be.
@@ -967,6 +969,31 @@ def test_the_loss_holds_rows_to_their_labels():
     np.testing.assert_allclose([v.item() for v in found.values()], expected, rtol=1e-11)
 
 
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+def test_steps_with_labels_wait_for_no_result(rows, some, autocast, monkeypatch):
+    step, calls = Run._step, []
+
+    def watched(run):
+        with Watch() as watch:
+            step(run)
+        calls.append(watch.calls)
+        assert watch.seen == []
+
+    monkeypatch.setattr(adam, "extension", lambda: "")  # a GPU has no half weights
+    monkeypatch.setattr(Run, "_step", watched)
+    fit(rows, some, backend="eager", autocast=autocast, warmup_updates=4)
+    assert len(calls) == 10 + 8
+
+
+def test_a_captured_fit_with_labels_is_the_fit(rows, some, monkeypatch):
+    plain = fit(rows, some, backend="eager", warmup_updates=4)
+    tapes = Tapes()
+    monkeypatch.setattr(DEPICT, "_capture", lambda self, device: tapes)
+    assert_same(fit(rows, some, backend="eager", warmup_updates=4), plain)
+    # Batches of 64 rows and of 8, in the pre-training, in the warm-up and after it.
+    assert len(tapes.tapes) == 3 * 2
+
+
 def test_rows_with_labels_end_in_their_class(rows, some):
     known = some >= 0
     assert known.sum() > 20
@@ -1120,7 +1147,7 @@ def test_save_and_load_with_labels(rows, some, tmp_path):
         ({"warmup_updates": 2.5}, r"warmup_updates: got 2.5; it takes an integer of at least 0"),
         ({"warmup_updates": Epochs(-1)}, "warmup_updates: got -1"),
         ({"update_interval": 0}, "update_interval: got 0; it takes an integer of at least 1"),
-        ({"update_interval": None}, "update_interval: got None; it takes an integer"),
+        ({"update_interval": "often"}, "update_interval: got 'often'; it takes an integer"),
         ({"features": (0, 1)}, r"features: got \(0, 1\); DEPICT takes 'last'"),
         ({"interventions": [CollapseGuard()]}, "interventions: CollapseGuard moves centroids"),
         ({"regularisers": [Reconstruction()]}, "regularisers: .*'reconstruction' twice"),

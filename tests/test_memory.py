@@ -136,6 +136,24 @@ def test_freeze_target() -> None:
     check("auto", make, 8 * N)
 
 
+@pytest.mark.parametrize("backend", backends_for("frequencies"))
+def test_freeze_balanced_target(backend: str) -> None:
+    def make(n: int) -> Callable[[], object]:
+        case = make_case("linear", (n, D, K))
+        return lambda: F.freeze_balanced_target(case.z, case.head, tol=0.1, backend=backend)
+
+    check(backend, make, 8 * N)
+
+
+def test_balance_objective() -> None:
+    def make(n: int) -> Callable[[], object]:
+        case = make_case("linear", (n, D, K))
+        target = F.freeze_target(case.z, case.head, power=1.0, frequencies=torch.ones(K))
+        return lambda: F.balance_objective(target)
+
+    check("auto", make, 8)
+
+
 @pytest.mark.parametrize("backend", backends_for("kmeans_assign"))
 def test_kmeans_assign(backend: str) -> None:
     def make(n: int) -> Callable[[], object]:

@@ -1,4 +1,4 @@
-"""IDEC, DCN, ABC, VaDE and compositions: their equations, presets, resuming, files, and errors."""
+"""IDEC, DCN, ABC, VaDE, compositions: their equations, presets, resuming, files, and errors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from deepclust.cluster import (
     ABC,
     DCN,
     DEC,
+    DEPICT,
     IDEC,
     Balance,
+    BalancedSoftMax,
     CollapseGuard,
     DeepClustering,
     EpochGaussians,
@@ -80,6 +82,17 @@ METHODS = {
     "abc gaussian": (ABC, {"form": "gaussian"}),
     "vade": (VaDE, {}),
     "vade bernoulli": (VaDE, {"likelihood": "bernoulli", "preset": "paper", "layer_updates": 0}),
+    "depict": (
+        DEPICT,
+        {
+            "network": "mlp",
+            "target": "exact",
+            "prior": zipf(0.5),
+            "warmup_updates": 4,
+            "update_interval": 4,
+            "tol": 0.0,
+        },
+    ),
     "k-means": (DeepClustering, {"clustering": KMeansLoss(update_interval=4)}),
     "composed": (
         DeepClustering,
@@ -614,7 +627,7 @@ def test_labels_are_what_predict_gives(fitted, rows, name):
         f"{type(estimator).__name__.lower()}{i}" for i in range(width)
     ]
     assert estimator.cluster_centers_.shape == (K, width)
-    if name.startswith("vade"):
+    if name.startswith(("vade", "depict")):
         for j in np.unique(estimator.labels_):
             mean = z[estimator.labels_ == j].mean(0)
             np.testing.assert_allclose(estimator.cluster_centers_[j], mean, atol=1e-5)
@@ -633,6 +646,13 @@ def test_history_has_a_series_of_each_loss(fitted, name):
         "abc gaussian": {"gaussian kl", "reconstruction"},
         "vade": {"divergence", "reconstruction"},
         "vade bernoulli": {"divergence", "reconstruction"},
+        "depict": {
+            "cross-entropy",
+            "reconstruction",
+            "change of target",
+            "objective",
+            "objective of eq. 7",
+        },
         "k-means": {"k-means"},
         "composed": {
             "kl",
@@ -1146,6 +1166,12 @@ CHECKED = {
 }
 
 
+class WithoutLabels(DEPICT):
+    """The checks give clusterers labels of any kind, which DEPICT would take for its own."""
+
+    uses_labels = False
+
+
 @parametrize_with_checks(
     [
         DeepClustering(
@@ -1155,6 +1181,7 @@ CHECKED = {
             regularisers=(Balance(momentum=0.5),),
         ),
         VaDE(3, **CHECKED),
+        WithoutLabels(3, **CHECKED, network="mlp", warmup_updates=0),
     ],
     expected_failed_checks=lambda estimator: dict.fromkeys(
         ("check_estimator_sparse_array", "check_estimator_sparse_matrix"),
@@ -1185,6 +1212,13 @@ CLUSTERINGS = {
     "epoch means": {"clustering": "epoch means", "regularisers": [Reconstruction(per="row")]},
     "gaussians": {"clustering": "gaussians", "network": "variational"},
     "mixture": {"clustering": "mixture", "network": "variational"},
+    "balanced soft-max": {
+        "clustering": BalancedSoftMax(target="exact"),
+        "regularisers": [SelfAugmentation(transform=jittered)],
+    },
+    "balanced soft-max, shares": {
+        "clustering": BalancedSoftMax(corruption=[0.2, 0.1], clean_gradient=False),
+    },
     "regularised": {
         "clustering": "hardening",
         "regularisers": [
@@ -1255,8 +1289,9 @@ def test_regularised_steps_stay_on_the_device(monkeypatch):
         {"regularisers": [Balance(prior=zipf(), momentum=0.5)]},
         {"clustering": "gaussians", "network": "variational"},
         {"clustering": "mixture", "network": "variational"},
+        {"clustering": BalancedSoftMax(target="exact")},
     ],
-    ids=["hardening, balance", "gaussians", "mixture"],
+    ids=["hardening, balance", "gaussians", "mixture", "balanced soft-max"],
 )
 def test_a_refresh_holds_nothing_of_n_by_k(parts, threads):
     n, d, k = 40_000, 8, 500
@@ -1269,6 +1304,7 @@ def test_a_refresh_holds_nothing_of_n_by_k(parts, threads):
     run = Run(method, Rows(x, torch.device("cpu")), Settings())
     run.stage_index = len(run._stages) - 1
     run.state["labels"] = torch.zeros(n, dtype=torch.int64)
+    run.state["snapshot"] = F.freeze_target(torch.zeros(n, d), torch.zeros(k, d))
     with torch.no_grad():
         for parameter in method.layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -1281,7 +1317,7 @@ def test_a_refresh_holds_nothing_of_n_by_k(parts, threads):
     assert peak < 64 << 20
 
 
-@pytest.mark.parametrize("name", ["abc gaussian", "vade", "composed", "sequential"])
+@pytest.mark.parametrize("name", ["abc gaussian", "vade", "depict", "composed", "sequential"])
 def test_a_captured_fit_is_the_fit(rows, name, monkeypatch):
     plain = make(name, backend="eager").fit(rows)
     tapes = Tapes()
@@ -1289,7 +1325,8 @@ def test_a_captured_fit_is_the_fit(rows, name, monkeypatch):
     monkeypatch.setattr(kind, "_capture", lambda self, device: tapes)
     captured = make(name, backend="eager").fit(rows)
     # Batches of 64 rows in each stage, and of 8 in those that come to them.
-    assert len(tapes.tapes) == (2 * 2 + 2 if name == "sequential" else 2 * 2)
+    # DEPICT's targets of the warm-up are of another form, and SGD has a stage for each layer.
+    assert len(tapes.tapes) == (3 * 2 if name in ("depict", "sequential") else 2 * 2)
     assert_same(captured, plain)
     for tape in tapes.tapes:
         assert not any("_local_scalar_dense" in str(func) for func, *_ in tape.calls)

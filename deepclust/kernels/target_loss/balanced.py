@@ -38,8 +38,8 @@ def freeze_balanced_target(
 
     K equations for K numbers. The paper's closed form (eq. 7, `freeze_target` with power 1) takes
     b = (log u - log f(0)) / 2 instead. Here b <- (b + log u - log f(b)) / 2, one pass over z each:
-    the derivative of log f(b) has eigenvalues from 0 to 1, so that an error at least halves. f_j and
-    u_j below the smallest normal float32 count as that.
+    the derivative of log f(b) has eigenvalues from 0 to 1, so that an error at least halves. Shares
+    below the smallest normal float32 count as that.
 
     Args:
         z: Embeddings (N, D), kept by reference; a NumPy array or memory map is read block by block.
