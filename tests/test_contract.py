@@ -160,10 +160,8 @@ CALLS = {
     ),
     "freeze_balanced_target": Call(
         "frequencies",
-        {**LINEAR, "prior": (K,)},
-        lambda z, weight, bias, prior, **o: F.freeze_balanced_target(
-            z, F.Linear(weight, bias), prior=prior, **o
-        ),
+        LINEAR,
+        lambda z, weight, bias, **o: F.freeze_balanced_target(z, F.Linear(weight, bias), **o),
         in_input_type=True,
     ),
     "dec_target": Call(

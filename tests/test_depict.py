@@ -1025,6 +1025,21 @@ def test_clusters_start_as_their_classes(rows, some):
     assert torch.equal(weights[0][torch.from_numpy(order)], weights[1])
 
 
+def test_centroids_and_labels_get_the_names_of_the_classes_together():
+    run, x = started(init=np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32))
+    clustering, names = run.method.recipe.clustering, torch.tensor([1, 2, 0])
+    with torch.no_grad():
+        z = run.method.network.encode(x)
+        clustering.start(run.method, run, z)
+        before, theta = run.state["labels"], run.method.layer.weight.clone()
+        run.settings.y = torch.where(torch.arange(40) % 3 > 0, names[before], -1)
+        assert len(before.unique()) == 3
+        clustering.start(run.method, run, z)
+    assert torch.equal(run.state["labels"], names[before])
+    assert torch.equal(run.state["snapshot"].probabilities().argmax(1), names[before])
+    assert torch.equal(run.method.layer.weight[names], theta)
+
+
 def test_no_known_label_is_no_y(rows):
     plain = fit(rows)
     assert_same(fit(rows, np.full(N, -1)), plain)
