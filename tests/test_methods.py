@@ -885,7 +885,7 @@ def test_given_embeddings_are_clustered_by_the_head_alone(rows, clustering):
     assert {key.split("/")[0] for key in estimator.history_} == {"cluster"}
     scale = float(estimator._method.scale)
     np.testing.assert_allclose(estimator.transform(rows), scale * rows, rtol=1e-6)
-    assert list(estimator._method.state_dict()) == ["scale", "shift", "layer.centroids"]
+    assert list(estimator._method.state_dict()) == ["scale", "middle", "layer.centroids"]
 
 
 class Counted(torch.nn.Linear):

@@ -249,7 +249,7 @@ class ComposedEstimator(DeepEstimator):
             if least == most:
                 raise ValueError(f"X: got no value but {least:g}; scale='range' takes several")
             method.scale.fill_(2 / (most - least))
-            method.shift.fill_(-(most + least) / (most - least))
+            method.middle.fill_((most + least) / 2)
         elif scale is not None and scale != "dec":
             method.scale.fill_(scale)
         # Summed on the device, which the host would otherwise wait for at each block.

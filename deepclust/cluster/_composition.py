@@ -272,12 +272,12 @@ class Composition(Method):
         network: The autoencoder.
         layer: The module that owns the head.
         scale: What rows are multiplied by.
-        shift: What is added to them then.
+        middle: What is taken from them before.
         recipe: What it is made of.
     """
 
     scale: Tensor
-    shift: Tensor
+    middle: Tensor
     # The network's functions of these names, compiled if the recipe says so.
     layers: Callable[[Tensor], list[Tensor]]
     decode: Callable[[Tensor], Tensor]
@@ -292,7 +292,7 @@ class Composition(Method):
             recipe.start.n_clusters, features_width(self.network, self.features), recipe.backend
         )
         self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("shift", torch.zeros(()))
+        self.register_buffer("middle", torch.zeros(()))
         for name in _COMPILED:
             function = getattr(self.network, name)
             setattr(self, name, torch.compile(function) if recipe.compile else function)
@@ -340,8 +340,8 @@ class Composition(Method):
         return head
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """Scale the data, and shift them."""
-        return x * self.scale + self.shift
+        """Scale the data around their middle, which is 0 but for the scale "range"."""
+        return (x - self.middle) * self.scale
 
     def embed(self, x: Tensor) -> Tensor:
         """The features that are clustered."""

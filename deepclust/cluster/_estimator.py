@@ -253,7 +253,15 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 f"y: row {row} has the label {labels[row]}; it takes labels below n_clusters="
                 f"{self.n_clusters}, and -1 for none"
             )
-        return torch.from_numpy(labels.astype(np.int64)) if (labels >= 0).any() else None
+        known = labels >= 0
+        if known.all():
+            warnings.warn(
+                f"y: all {n} rows have a label, which {type(self).__name__} is then trained to; -1"
+                " marks rows without one, and y=None uses none",
+                UserWarning,
+                stacklevel=3,
+            )
+        return torch.from_numpy(labels.astype(np.int64)) if known.any() else None
 
     def _settings(self, seed: int, capture: Capture | None, y: Tensor | None) -> Settings:
         batch = self.batch_size

@@ -259,5 +259,5 @@ class SelfAugmentation(Regulariser):
         """How far views are from where they should be."""
         if self.similarity != "target":
             return losses.self_augmentation(forward.z, forward.view.z, self.similarity)
-        of_view = method.recipe.clustering.losses(method, run, batch, forward.view)
-        return torch.stack(list(of_view.values())).sum()
+        clustering = method.recipe.clustering
+        return clustering.losses(method, run, batch, forward.view)[clustering.name]
