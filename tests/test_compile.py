@@ -22,7 +22,7 @@ FORMS = {"student_t": "student_t:1.0", "linear": "linear", "gaussian": "gaussian
 STEPS = {
     name: call
     for name, call in CALLS.items()
-    if name != "freeze_target" and not name.endswith("-snapshot")
+    if not name.startswith("freeze_") and not name.endswith("-snapshot")
 }
 
 

@@ -493,7 +493,7 @@ class Run:
             self._optimizers[phase.name] = optimizer
             if phase.schedule is not None:
                 self._schedulers[phase.name] = phase.schedule(optimizer, self)
-        if self.settings.autocast == torch.bfloat16:
+        if self.settings.autocast == torch.bfloat16 and self.settings.capture is None:
             self._half_weights = HalfWeights(self.method, self._optimizers.values())
 
     def in_updates(self, length: Length) -> int:
