@@ -43,6 +43,7 @@ OF_THE_DATA = "of the data"
 # method: a name of deepclust.cluster, or one of run.METHODS. The rest are its parameters, but for
 #     subsample: on data of more rows, fit so many of them, drawn by the seed.
 # regularisers and interventions, where given, are {a name of deepclust.cluster: its arguments}.
+DEPICT = {"method": "DEPICT", "image_shape": OF_THE_DATA}
 VIEWS = {"augment": "auto", "image_shape": OF_THE_DATA}
 SETTINGS: dict[str, dict[str, Any]] = {
     "k-means": {"method": "k-means", "n_init": 20},
@@ -74,34 +75,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dec-views": {"method": "DEC", **VIEWS},
     "idec-views": {"method": "IDEC", **VIEWS},
     "dcn-views": {"method": "DCN", **VIEWS},
-    "depict": {"method": "DEPICT", "image_shape": OF_THE_DATA},
-    "depict-ae-k-means": {"method": "DEPICT autoencoder + k-means", "image_shape": OF_THE_DATA},
-    "depict-code": {
-        "method": "DEPICT",
-        "image_shape": OF_THE_DATA,
-        "target": "published-code",
-        "hidden_weight": 0.1,
-    },
-    "depict-squared": {
-        "method": "DEPICT",
-        "image_shape": OF_THE_DATA,
-        "target": "published-code",
-    },
-    "depict-exact": {"method": "DEPICT", "image_shape": OF_THE_DATA, "target": "exact"},
-    "depict-detached": {
-        "method": "DEPICT",
-        "image_shape": OF_THE_DATA,
-        "clean_gradient": False,
-    },
-    "depict-noiseless": {"method": "DEPICT", "image_shape": OF_THE_DATA, "corruption": 0.0},
-    "depict-not-joint": {
-        "method": "DEPICT",
-        "image_shape": OF_THE_DATA,
-        "joint": False,
-        "layer_updates": 800,
-    },
-    "depict-views": {"method": "DEPICT", **VIEWS},
-    "depict-squared-views": {"method": "DEPICT", **VIEWS, "target": "published-code"},
+    "depict": DEPICT,
+    "depict-ae-k-means": {**DEPICT, "method": "DEPICT autoencoder + k-means"},
+    "depict-code": {**DEPICT, "target": "published-code", "hidden_weight": 0.1},
+    "depict-squared": {**DEPICT, "target": "published-code"},
+    "depict-exact": {**DEPICT, "target": "exact"},
+    "depict-detached": {**DEPICT, "clean_gradient": False},
+    "depict-noiseless": {**DEPICT, "corruption": 0.0},
+    "depict-not-joint": {**DEPICT, "joint": False, "layer_updates": 800},
+    "depict-views": {**DEPICT, **VIEWS},
+    "depict-squared-views": {**DEPICT, **VIEWS, "target": "published-code"},
 }
 
 

@@ -555,9 +555,8 @@ class Watch(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("autocast", [None, "bfloat16"])
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "sgd"}, {"freeze_encoder": True}])
-def test_steps_wait_for_no_result(digits, settings, autocast, monkeypatch):
+def watch_steps(monkeypatch):
+    """From now on no step may wait for a result; gives the number of operations of each."""
     step, calls = Run._step, []
 
     def watched(run):
@@ -568,6 +567,29 @@ def test_steps_wait_for_no_result(digits, settings, autocast, monkeypatch):
 
     monkeypatch.setattr(adam, "extension", lambda: "")  # a GPU has no half weights
     monkeypatch.setattr(Run, "_step", watched)
+    return calls
+
+
+def forbid_waiting(monkeypatch, captured_after):
+    """From now on steps on a GPU raise where they wait; captured ones after so many updates."""
+    step = Run._step
+
+    def watched(run):
+        # To capture a step is to wait; each stage has two sizes of batch, both in its first pass.
+        if run.settings.capture is None or run.update >= captured_after:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(run)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Run, "_step", watched)
+
+
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "sgd"}, {"freeze_encoder": True}])
+def test_steps_wait_for_no_result(digits, settings, autocast, monkeypatch):
+    calls = watch_steps(monkeypatch)
     DEC(10, **SMALL, **settings, autocast=autocast, backend="eager").fit(digits.X)
     assert len(calls) == 5 + 5 + 30 + 24
     assert min(calls) > 10
@@ -629,18 +651,7 @@ def test_fit_on_a_gpu_is_the_fit_on_the_cpu(fitted, digits, resident, monkeypatc
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("autocast", [None, "bfloat16"])
 def test_steps_on_a_gpu_never_wait(digits, autocast, cuda_graphs, monkeypatch):
-    step = Run._step
-
-    def watched(run):
-        # To capture a step is to wait; each stage has two sizes of batch, both in its first pass.
-        if run.settings.capture is None or run.update >= 8:
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            step(run)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    monkeypatch.setattr(Run, "_step", watched)
+    forbid_waiting(monkeypatch, captured_after=8)
     settings = {**SMALL, "layer_updates": 20}
     DEC(10, **settings, autocast=autocast, cuda_graphs=cuda_graphs, device="cuda").fit(digits.X)
 

@@ -32,7 +32,6 @@ from deepclust.cluster._data import Rows
 from deepclust.cluster._trainer import Batch, Run, Settings
 from deepclust.cluster.depict import matched, mean_square, with_labels
 from deepclust.datasets import load_digits
-from deepclust.kernels import adam
 from deepclust.kernels.target_loss import balanced
 from deepclust.losses import size_prior, zipf
 from deepclust.networks import MLPAutoencoder
@@ -40,7 +39,7 @@ from deepclust.nn import DEPICTHead
 from tests import budget, reference
 from tests.cases import DTYPES, SHAPES, Case, as_numpy, make_case
 from tests.reference import depict as oracle
-from tests.test_dec import Watch, interrupt
+from tests.test_dec import interrupt, watch_steps
 from tests.test_graphs import Tapes
 from tests.test_methods import assert_same
 
@@ -970,16 +969,7 @@ def test_the_loss_holds_rows_to_their_labels():
 
 @pytest.mark.parametrize("autocast", [None, "bfloat16"])
 def test_steps_with_labels_wait_for_no_result(rows, some, autocast, monkeypatch):
-    step, calls = Run._step, []
-
-    def watched(run):
-        with Watch() as watch:
-            step(run)
-        calls.append(watch.calls)
-        assert watch.seen == []
-
-    monkeypatch.setattr(adam, "extension", lambda: "")  # a GPU has no half weights
-    monkeypatch.setattr(Run, "_step", watched)
+    calls = watch_steps(monkeypatch)
     fit(rows, some, backend="eager", autocast=autocast, warmup_updates=4)
     assert len(calls) == 10 + 8
 

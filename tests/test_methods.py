@@ -48,10 +48,9 @@ from deepclust.cluster._composition import Regulariser
 from deepclust.cluster._data import Rows
 from deepclust.cluster._trainer import Batch, Run, Settings
 from deepclust.datasets import load_digits
-from deepclust.kernels import adam
 from deepclust.losses import joint, ramp, switch, zipf
 from deepclust.networks import ConvAutoencoder, MLPAutoencoder
-from tests.test_dec import Watch, interrupt, no_gpu
+from tests.test_dec import Watch, forbid_waiting, interrupt, no_gpu, watch_steps
 from tests.test_graphs import Tapes
 from tests.test_memory import measure
 from tests.test_regularisers import flipped, started
@@ -1234,16 +1233,7 @@ CLUSTERINGS = {
 @pytest.mark.parametrize("autocast", [None, "bfloat16"])
 @pytest.mark.parametrize("name", CLUSTERINGS)
 def test_steps_wait_for_no_result(rows, name, autocast, monkeypatch):
-    step, calls = Run._step, []
-
-    def watched(run):
-        with Watch() as watch:
-            step(run)
-        calls.append(watch.calls)
-        assert watch.seen == []
-
-    monkeypatch.setattr(adam, "extension", lambda: "")  # a GPU has no half weights
-    monkeypatch.setattr(Run, "_step", watched)
+    calls = watch_steps(monkeypatch)
     settings = {**SMALL, "tune_updates": 2, "max_updates": 6, "backend": "eager"}
     estimator = DeepClustering(K, **{**settings, **CLUSTERINGS[name]}, autocast=autocast)
     estimator.fit(rows)
@@ -1358,18 +1348,7 @@ def test_compile_runs_the_networks_through_torch_compile(rows, fitted, monkeypat
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("name", CLUSTERINGS)
 def test_steps_on_a_gpu_never_wait(rows, name, cuda_graphs, monkeypatch):
-    step = Run._step
-
-    def watched(run):
-        # To capture a step is to wait; each stage has two sizes of batch, both in its first pass.
-        if run.settings.capture is None or run.update >= 4:
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            step(run)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    monkeypatch.setattr(Run, "_step", watched)
+    forbid_waiting(monkeypatch, captured_after=4)
     settings = {**SMALL, **CLUSTERINGS[name], "cuda_graphs": cuda_graphs, "device": "cuda"}
     estimator = DeepClustering(K, **settings).fit(rows)
     np.testing.assert_array_equal(estimator.predict(rows), estimator.labels_)

@@ -34,30 +34,26 @@ _PUBLISHED: dict[str, Any] = {
     "update_interval": ONCE_A_PASS,
 }
 
+# Section 4 of the paper; lengths and rates, on which it is silent, from the published code.
+_PAPER: dict[str, Any] = {
+    **QUICK,
+    **_PUBLISHED,
+    "tune_updates": Epochs(4_000),
+    "max_updates": Epochs(1_000),
+    "warmup_updates": 0,
+    "pretrain_lr": 1e-4,
+    "cluster_lr": 1e-4,
+    "init_criterion": "inertia",
+    "target": "paper",
+    "hidden_weight": 1.0,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    # Section 4 of the paper; lengths and rates, on which it is silent, from the published code.
-    "paper": {
-        **QUICK,
-        **_PUBLISHED,
-        "tune_updates": Epochs(4_000),
-        "max_updates": Epochs(1_000),
-        "warmup_updates": 0,
-        "pretrain_lr": 1e-4,
-        "cluster_lr": 1e-4,
-        "init_criterion": "inertia",
-        "target": "paper",
-        "hidden_weight": 1.0,
-    },
+    "paper": _PAPER,
     # Where the two differ, the code.
     "published-code": {
-        **QUICK,
-        **_PUBLISHED,
-        "tune_updates": Epochs(4_000),
-        "max_updates": Epochs(1_000),
+        **_PAPER,
         "warmup_updates": Epochs(10),
-        "pretrain_lr": 1e-4,
-        "cluster_lr": 1e-4,
-        "init_criterion": "inertia",
         "target": "published-code",
         "hidden_weight": 0.1,
     },
@@ -304,10 +300,10 @@ class DEPICT(ComposedEstimator):
         tol: Stop when the mean squared change of the target's elements is below this.
 
     The other parameters, and the attributes, are those of `DeepClustering`; latent_dim=None is K.
-    The presets "paper" and "published-code" take days on a CPU and batch_size=100. `hidden` takes
-    the published networks "depict-mnist", "depict-usps", "depict-cmu-pie", "depict-frgc" and
-    "depict-ytf"; without it images of any size get the first. `cluster_centers_` are the clusters'
-    mean embeddings.
+    The presets "paper" and "published-code" take a day or more on a CPU, and batch_size=100.
+    `hidden` takes the published networks "depict-mnist", "depict-usps", "depict-cmu-pie",
+    "depict-frgc" and "depict-ytf"; without it images of any size get the first. `cluster_centers_`
+    are the clusters' mean embeddings.
 
     Example:
         >>> from deepclust.cluster import DEPICT
