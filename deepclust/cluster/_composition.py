@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepclust import functional as F
 from deepclust.cluster._checks import as_length
@@ -109,8 +109,16 @@ class Part:
     def prepare(self, method: Composition, rows: Rows) -> None:
         """Refuse a method or data that this part cannot work with, before anything is trained."""
 
+    def module(self, method: Composition) -> nn.Module | None:
+        """What this part trains in a phase of its own: a critic, a discriminator."""
+        return None
+
     def extend(self, method: Composition, stage: Stage) -> Stage:
         """The clustering stage with what this part needs of it: views, companions, phases."""
+        return stage
+
+    def extend_pretraining(self, method: Composition, stage: Stage) -> Stage:
+        """The same of the stage that trains the whole autoencoder before."""
         return stage
 
     def begin(self, method: Composition, run: Run) -> None:
@@ -271,6 +279,7 @@ class Composition(Method):
     Attributes:
         network: The autoencoder.
         layer: The module that owns the head.
+        opponents: The modules of parts that have one, by the part's name.
         scale: What rows are multiplied by.
         middle: What is taken from them before.
         recipe: What it is made of.
@@ -291,6 +300,8 @@ class Composition(Method):
         self.layer = recipe.clustering.layer(
             recipe.start.n_clusters, features_width(self.network, self.features), recipe.backend
         )
+        modules = {part.name: part.module(self) for part in self.parts}
+        self.opponents = nn.ModuleDict({k: m for k, m in modules.items() if m is not None})
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("middle", torch.zeros(()))
         for name in _COMPILED:
@@ -364,6 +375,9 @@ class Composition(Method):
         if recipe.pretraining is not None:
             objective = partial(recipe.clustering.pretrain, self)
             stages += recipe.pretraining.stages(self.network, self.preprocess, objective)
+            if recipe.pretraining.whole.n:
+                for part in self.parts:
+                    stages[-1] = part.extend_pretraining(self, stages[-1])
         phase = Phase(
             "cluster",
             self.trained,
