@@ -3,7 +3,7 @@
     python -m experiments.figures --data-dir DIR --data mnist_test
 
 Three panels, each on its own first two principal components, coloured by class: the rows, and the
-codes of the settings `depict-not-joint` and `depict`. They have to have run on this machine before;
+codes of the settings in PANELS. They have to have run on this machine before;
 the picture goes to docs/figures.
 """
 
@@ -21,7 +21,7 @@ from deepclust.plots import Moment, embedding
 from experiments.run import HERE, load, plan
 from experiments.settings import DATA, SETTINGS
 
-PANELS = {"not joint": "depict-not-joint", "joint": "depict"}
+PANELS = {"not joint": "depict-balanced-views-not-joint", "joint": "depict-balanced-views"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

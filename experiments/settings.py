@@ -44,6 +44,8 @@ OF_THE_DATA = "of the data"
 #     subsample: on data of more rows, fit so many of them, drawn by the seed.
 # regularisers and interventions, where given, are {a name of deepclust.cluster: its arguments}.
 DEPICT = {"method": "DEPICT", "image_shape": OF_THE_DATA}
+# Squared targets sharpen, but let clusters starve; the second term of eq. 4 as a loss keeps them.
+BALANCED = {"target": "published-code", "regularisers": {"Balance": {}}}
 VIEWS = {"augment": "auto", "image_shape": OF_THE_DATA}
 SETTINGS: dict[str, dict[str, Any]] = {
     "k-means": {"method": "k-means", "n_init": 20},
@@ -77,14 +79,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dcn-views": {"method": "DCN", **VIEWS},
     "depict": DEPICT,
     "depict-ae-k-means": {**DEPICT, "method": "DEPICT autoencoder + k-means"},
-    "depict-code": {**DEPICT, "target": "published-code", "hidden_weight": 0.1},
     "depict-squared": {**DEPICT, "target": "published-code"},
     "depict-exact": {**DEPICT, "target": "exact"},
-    "depict-detached": {**DEPICT, "clean_gradient": False},
-    "depict-noiseless": {**DEPICT, "corruption": 0.0},
-    "depict-not-joint": {**DEPICT, "joint": False, "layer_updates": 800},
-    "depict-views": {**DEPICT, **VIEWS},
     "depict-squared-views": {**DEPICT, **VIEWS, "target": "published-code"},
+    "depict-balanced": {**DEPICT, **BALANCED},
+    "depict-balanced-views": {**DEPICT, **BALANCED, **VIEWS},
+    # The same with one choice less, or another one.
+    "depict-balanced-views-paper": {**DEPICT, **BALANCED, **VIEWS, "target": "paper"},
+    "depict-balanced-views-exact": {**DEPICT, **BALANCED, **VIEWS, "target": "exact"},
+    "depict-balanced-views-noiseless": {**DEPICT, **BALANCED, **VIEWS, "corruption": 0.0},
+    "depict-balanced-views-not-joint": {
+        **DEPICT,
+        **BALANCED,
+        **VIEWS,
+        "joint": False,
+        "layer_updates": 800,
+    },
+    "depict-balanced-views-detached": {**DEPICT, **BALANCED, **VIEWS, "clean_gradient": False},
 }
 
 

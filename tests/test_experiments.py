@@ -317,6 +317,7 @@ def test_depicts_autoencoder_is_shared_by_settings_that_train_it_alike(grid, tmp
 def test_figure_1_of_depicts_paper(grid, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "DATA", {**BLOBS})
     monkeypatch.setattr(figures, "SETTINGS", DEPICTS)
+    monkeypatch.setattr(figures, "PANELS", {"not joint": "depict-not-joint", "joint": "depict"})
     asked = ["--data-dir", tmp_path, "--cache", tmp_path / "cache", "--out", tmp_path / "pictures"]
     asked = [*map(str, asked), "--data", "blobs"]
     with pytest.raises(SystemExit, match="run depict-not-joint on blobs, seed 0, first"):
