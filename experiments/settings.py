@@ -84,6 +84,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "depict-squared-views": {**DEPICT, **VIEWS, "target": "published-code"},
     "depict-balanced": {**DEPICT, **BALANCED},
     "depict-balanced-views": {**DEPICT, **BALANCED, **VIEWS},
+    # Where the labels still move after 2,000 updates.
+    "depict-balanced-views-long": {**DEPICT, **BALANCED, **VIEWS, "max_updates": 4_000},
     # The same with one choice less, or another one.
     "depict-balanced-views-paper": {**DEPICT, **BALANCED, **VIEWS, "target": "paper"},
     "depict-balanced-views-exact": {**DEPICT, **BALANCED, **VIEWS, "target": "exact"},
