@@ -86,6 +86,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "depict-balanced-views": {**DEPICT, **BALANCED, **VIEWS},
     # Where the labels still move after 2,000 updates.
     "depict-balanced-views-long": {**DEPICT, **BALANCED, **VIEWS, "max_updates": 4_000},
+    # Both of what the published code has in place of the paper's: target, and weight of layers.
+    "depict-code-balanced-views": {**DEPICT, **BALANCED, **VIEWS, "hidden_weight": 0.1},
     # The same with one choice less, or another one.
     "depict-balanced-views-paper": {**DEPICT, **BALANCED, **VIEWS, "target": "paper"},
     "depict-balanced-views-exact": {**DEPICT, **BALANCED, **VIEWS, "target": "exact"},
