@@ -379,6 +379,71 @@ def soft_kmeans(z: Tensor, head: F.StudentT | Tensor, **options: Any) -> Tensor:
     return _mean((q * squared).sum(1))
 
 
+def interpolation(z: Tensor, alpha: Tensor) -> Tensor:
+    """Codes between pairs of rows, the first row with the last, the second with the last but one.
+
+    alpha_i z_i + (1 - alpha_i) z_(n+1-i): what ACAI decodes (section 2 of Berthelot et al., 2018),
+    with the pairs of its published code. With alpha from 0 to 1/2 the partner weighs more.
+
+    Args:
+        z: Codes (n, D).
+        alpha: The weights (n,) of the rows themselves.
+
+    Returns:
+        The codes between (n, D), in float32 or wider.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+        TypeError: If one is not a floating-point tensor.
+
+    Example:
+        >>> import torch
+        >>> interpolation(torch.tensor([[0.0], [8.0]]), torch.tensor([0.25, 0.5]))
+        tensor([[6.],
+                [4.]])
+    """
+    _checks.check_matrix("z", z)
+    _checks.check_vector("alpha", alpha, len(z))
+    z, alpha = _wide(z, alpha)
+    alpha = alpha.unsqueeze(1)
+    return alpha * z + (1 - alpha) * z.flip(0)
+
+
+def critic_error(guess: Tensor, alpha: Tensor | None = None) -> Tensor:
+    """How far a critic is from the share alpha that a row was mixed with, or from "not mixed".
+
+    1/n sum_i (d_i - alpha_i)^2, the norm of all terms of Berthelot et al. (2018). The critic d is
+    trained to (section 2, gamma from 0 to 1)
+
+        L_d = ||d(x^_alpha) - alpha||^2 + ||d(gamma x + (1 - gamma) x^)||^2,
+
+    and the autoencoder to the reconstruction and lambda ||d(x^_alpha)||^2: to rows x^_alpha,
+    decoded between two codes, that the critic takes for ones that were not mixed.
+
+    Args:
+        guess: d (n,), the critic's numbers.
+        alpha: What they should be (n,); by default 0.
+
+    Returns:
+        The mean over the n rows.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> guess, alpha = torch.tensor([0.5, 0.0]), torch.tensor([0.25, 0.25])
+        >>> critic_error(guess, alpha), critic_error(guess)
+        (tensor(0.0625), tensor(0.1250))
+    """
+    if alpha is not None:
+        _check_shape("alpha", alpha, "guess", guess)
+        guess, alpha = _wide(guess, alpha)
+        guess = guess - alpha
+    (guess,) = _wide(guess)
+    return _mean(guess.square())
+
+
 def centre_cross_entropy(z: Tensor, centres: Tensor) -> Tensor:
     """The cluster term in the published code of ABC, for codes of a sigmoid layer.
 
