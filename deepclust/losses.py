@@ -382,7 +382,7 @@ def soft_kmeans(z: Tensor, head: F.StudentT | Tensor, **options: Any) -> Tensor:
 def interpolation(z: Tensor, alpha: Tensor) -> Tensor:
     """Codes between pairs of rows, the first row with the last, the second with the last but one.
 
-    alpha_i z_i + (1 - alpha_i) z_(n+1-i): what ACAI decodes (section 2 of Berthelot et al., 2018),
+    alpha_i z_i + (1 - alpha_i) z_(n+1-i): what ACAI decodes (Berthelot et al., 2018),
     with the pairs of its published code. With alpha from 0 to 1/2 the partner weighs more.
 
     Args:
@@ -413,7 +413,7 @@ def critic_error(guess: Tensor, alpha: Tensor | None = None) -> Tensor:
     """How far a critic is from the share alpha that a row was mixed with, or from "not mixed".
 
     1/n sum_i (d_i - alpha_i)^2, the norm of all terms of Berthelot et al. (2018). The critic d is
-    trained to (section 2, gamma from 0 to 1)
+    trained to (gamma from 0 to 1)
 
         L_d = ||d(x^_alpha) - alpha||^2 + ||d(gamma x + (1 - gamma) x^)||^2,
 

@@ -2,6 +2,7 @@
 
 from deepclust.cluster._trainer import Epochs
 from deepclust.cluster.abc import ABC, EpochGaussians, EpochMeans
+from deepclust.cluster.acai import ACAI, Interpolation
 from deepclust.cluster.dcn import DCN, RunningMeans
 from deepclust.cluster.dec import DEC, Hardening
 from deepclust.cluster.deep_clustering import DeepClustering, KMeansLoss
@@ -14,6 +15,7 @@ from deepclust.cluster.vade import Mixture, VaDE
 
 __all__ = [
     "ABC",
+    "ACAI",
     "DCN",
     "DEC",
     "DEPICT",
@@ -26,6 +28,7 @@ __all__ = [
     "EpochMeans",
     "Epochs",
     "Hardening",
+    "Interpolation",
     "KMeans",
     "KMeansLoss",
     "Locality",

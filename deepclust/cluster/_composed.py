@@ -32,6 +32,8 @@ from deepclust.cluster._pretraining import Pretraining
 from deepclust.cluster._start import Start
 from deepclust.kernels._checks import is_number
 from deepclust.networks import (
+    ACAI_WIDTHS,
+    ACAIAutoencoder,
     Autoencoder,
     ConvAutoencoder,
     GivenEmbeddings,
@@ -119,6 +121,9 @@ class ComposedEstimator(DeepEstimator):
         """The other losses that the method always has."""
         return ()
 
+    def _batch_size(self) -> Any:
+        return self._filled_in()["batch_size"]
+
     def _build(self, n_features: int) -> Composition:
         s = self._filled_in()
         clustering = self._clustering(s)
@@ -154,7 +159,7 @@ class ComposedEstimator(DeepEstimator):
         recipe = Recipe(
             network,
             clustering,
-            Start(self.n_clusters, self.init, self.n_init, s["init_criterion"], self.backend),
+            Start(self.n_clusters, self.init, s["n_init"], s["init_criterion"], self.backend),
             _optimizer(s["cluster_optimizer"], s["cluster_lr"]),
             s["max_updates"],
             regularisers=(*self._losses(s), *given),
@@ -206,6 +211,8 @@ class ComposedEstimator(DeepEstimator):
                     f"image_shape: got None; network='conv' takes the shape of the images that rows"
                     f" of {n_features} are{hint}"
                 )
+            if isinstance(s["hidden"], str) and s["hidden"] in ACAI_WIDTHS:
+                return ACAIAutoencoder(shape, s["latent_dim"], width=ACAI_WIDTHS[s["hidden"]])
             layers = {} if s["hidden"] is None else {"layers": s["hidden"]}
             options = self._network_options(s)
             options.pop("init_std", None)  # for fully connected layers alone

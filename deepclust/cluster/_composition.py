@@ -48,7 +48,7 @@ class Forward:
         self.aux: dict[str, Tensor] = {}
         self._method, self._rows, self._view = method, rows, view
         if codes is not None:
-            self.z = codes
+            self.z = method.project(codes)
 
     @cached_property
     def x(self) -> Tensor:
@@ -63,7 +63,7 @@ class Forward:
     @cached_property
     def z(self) -> Tensor:
         """The features (n, D) that are clustered."""
-        return features(self.layers, self._method.features)
+        return self._method.project(features(self.layers, self._method.features))
 
     @cached_property
     def output(self) -> Tensor:
@@ -358,8 +358,13 @@ class Composition(Method):
         """The features that are clustered."""
         x = self.preprocess(x)
         if self.features == "last":
-            return self.network.encode(x)
-        return features(self.network.layers(x), self.features)
+            return self.project(self.network.encode(x))
+        return self.project(features(self.network.layers(x), self.features))
+
+    def project(self, z: Tensor) -> Tensor:
+        """Where the clusters are, if the layer that owns the head says so: whitened features."""
+        project = getattr(self.layer, "project", None)
+        return z if project is None else project(z)
 
     def embed_clean(self, x: Tensor) -> Tensor:
         """The features of rows in mid-training, as `embed` gives them elsewhere."""
@@ -433,7 +438,7 @@ class Composition(Method):
     def embedded(self, run: Run) -> Tensor:
         """The embeddings (N, D) of all rows."""
         codes: Tensor | None = run.state.get("codes")
-        return run.map(self.embed) if codes is None else codes
+        return run.map(self.embed) if codes is None else self.project(codes)
 
     def refresh(self, run: Run) -> None:
         """Interventions, then what each part takes from the whole data."""

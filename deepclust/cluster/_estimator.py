@@ -263,8 +263,12 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             )
         return torch.from_numpy(labels.astype(np.int64)) if known.any() else None
 
+    def _batch_size(self) -> Any:
+        """Rows of a batch, as they were asked for."""
+        return self.batch_size
+
     def _settings(self, seed: int, capture: Capture | None, y: Tensor | None) -> Settings:
-        batch = self.batch_size
+        batch = self._batch_size()
         if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
             raise ValueError(f"batch_size: got {batch!r}; it takes an integer of at least 1")
         params = self.get_params(deep=False)

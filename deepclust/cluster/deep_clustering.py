@@ -14,11 +14,13 @@ from deepclust.cluster._checks import as_length, check_above_zero, either
 from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Centroids, Clustering, Composition, Forward
 from deepclust.cluster._trainer import Batch, Length, Run
+from deepclust.cluster._whitening import Whitened
 from deepclust.cluster.abc import EpochGaussians, EpochMeans
 from deepclust.cluster.dcn import RunningMeans
 from deepclust.cluster.dec import Hardening
 from deepclust.cluster.vade import Mixture
 from deepclust.losses import Schedule, soft_kmeans
+from deepclust.nn import StudentTAssignment
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,15 @@ class KMeansLoss(Centroids):
         soft: Weigh the distances to all centroids by q.
         nu: Degrees of freedom of the Student-t similarity.
         update_interval: Updates between two counts of changed labels, or Epochs(n).
+        whiten: Cluster whitened features, uncorrelated and of unit variance, by their mean and
+            covariance where the clusters start; so does transform() then give them.
     """
 
     weight: Schedule = 1.0
     soft: bool = False
     nu: float = 1.0
     update_interval: int | Length = 30
+    whiten: bool = False
 
     name = "k-means"
     has_targets = False
@@ -46,8 +51,22 @@ class KMeansLoss(Centroids):
     def __post_init__(self) -> None:
         as_length("update_interval", self.update_interval, 1)
         check_above_zero("nu", self.nu)
-        if not isinstance(self.soft, bool):
-            raise ValueError(f"soft: got {self.soft!r}; it takes True or False")
+        for name in ("soft", "whiten"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: got {getattr(self, name)!r}; it takes True or False")
+
+    def layer(self, n_clusters: int, n_features: int, backend: str) -> StudentTAssignment:
+        """Centroids, with the whitening if there is one."""
+        kind = Whitened if self.whiten else StudentTAssignment
+        return kind(n_clusters, n_features, self.nu, backend=backend)
+
+    def start(self, method: Composition, run: Run, z: Tensor) -> None:
+        """Centroids and labels by k-means, on whitened features if so asked."""
+        if isinstance(method.layer, Whitened):
+            method.layer.forget()  # what an earlier start found
+            method.layer.fit(method.embedded(run))
+            z = method.embedded(run)
+        super().start(method, run, z)
 
     def losses(
         self, method: Composition, run: Run, batch: Batch, forward: Forward
@@ -124,7 +143,8 @@ class DeepClustering(ComposedEstimator):
             "gaussian" a cluster, of any shape, explains the embedding best. Ends of k-means that
             differ by a thousandth in inertia can be far apart in what they found.
         freeze_encoder: Train the clusters alone; the embedding is computed once.
-        regularisers: Other losses: Reconstruction, Balance, Locality, SelfAugmentation.
+        regularisers: Other losses: Reconstruction, Balance, Locality, SelfAugmentation,
+            Interpolation.
         interventions: SoftReset, CollapseGuard.
         recluster: Start the clusters again at the end, on the final embedding.
         pretrained: Skip the training of the autoencoder and take these weights: the `network_` of
