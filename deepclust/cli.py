@@ -28,7 +28,7 @@ import torch
 
 import deepclust
 from deepclust import _files, datasets, plots, report
-from deepclust.cluster import ABC, DCN, DEC, DEPICT, IDEC, DeepClustering, KMeans, VaDE
+from deepclust.cluster import ABC, ACAI, DCN, DEC, DEPICT, IDEC, DeepClustering, KMeans, VaDE
 
 METHODS: dict[str, Any] = {
     "dec": DEC,
@@ -37,6 +37,7 @@ METHODS: dict[str, Any] = {
     "dcn": DCN,
     "abc": ABC,
     "vade": VaDE,
+    "acai": ACAI,
     "deep-clustering": DeepClustering,
     "kmeans": KMeans,
 }

@@ -106,6 +106,11 @@ def reconstruction_budget(u: float, output: np.ndarray, x: np.ndarray) -> dict[s
     }
 
 
+def critic_budget(u: float, guess: np.ndarray, alpha: np.ndarray) -> dict[str, Any]:
+    allowed = reconstruction_budget(u, guess, alpha)
+    return {"loss": allowed["loss"], "guess": allowed["output"], "alpha": allowed["x"]}
+
+
 LAYER_WEIGHTS = [1.0, 0.1]
 
 
@@ -307,6 +312,13 @@ LOSSES = {
         oracle.reconstruction,
         oracle.reconstruction_gradients,
         reconstruction_budget,
+    ),
+    "critic_error": Loss(
+        lambda rng, n, d, k: {"guess": normal(rng, n), "alpha": uniform(rng, n) / 2},
+        losses.critic_error,
+        oracle.critic_error,
+        oracle.critic_error_gradients,
+        critic_budget,
     ),
     "layer_reconstruction": Loss(
         lambda rng, n, d, k: {

@@ -22,6 +22,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from deepclust import functional as F
 from deepclust.cluster import (
     ABC,
+    ACAI,
     DCN,
     DEC,
     DEPICT,
@@ -34,6 +35,7 @@ from deepclust.cluster import (
     EpochMeans,
     Epochs,
     Hardening,
+    Interpolation,
     KMeansLoss,
     Locality,
     Mixture,
@@ -92,6 +94,7 @@ METHODS = {
             "tol": 0.0,
         },
     ),
+    "acai": (ACAI, {}),
     "k-means": (DeepClustering, {"clustering": KMeansLoss(update_interval=4)}),
     "composed": (
         DeepClustering,
@@ -652,6 +655,7 @@ def test_history_has_a_series_of_each_loss(fitted, name):
             "objective",
             "objective of eq. 7",
         },
+        "acai": {"k-means", "reconstruction", "interpolation", "critic", "critic on rows"},
         "k-means": {"k-means"},
         "composed": {
             "kl",
@@ -1181,6 +1185,7 @@ class WithoutLabels(DEPICT):
         ),
         VaDE(3, **CHECKED),
         WithoutLabels(3, **CHECKED, network="mlp", warmup_updates=0),
+        ACAI(3, **{**CHECKED, "max_updates": 0, "n_init": 5}),
     ],
     expected_failed_checks=lambda estimator: dict.fromkeys(
         ("check_estimator_sparse_array", "check_estimator_sparse_matrix"),
@@ -1227,6 +1232,10 @@ CLUSTERINGS = {
             Reconstruction(),
         ],
     },
+    "interpolated": {
+        "clustering": KMeansLoss(whiten=True),
+        "regularisers": [Reconstruction(), Interpolation()],
+    },
 }
 
 
@@ -1252,6 +1261,7 @@ def test_regularised_steps_stay_on_the_device(monkeypatch):
         Locality(per_step=2),
         SelfAugmentation(transform=lambda x, generator: 2 * x),
         Reconstruction(),
+        Interpolation(),
     ]
     estimator = DeepClustering(K, **SMALL, regularisers=regularisers, backend="eager")
     method = estimator._build(64).to(device)
@@ -1307,7 +1317,9 @@ def test_a_refresh_holds_nothing_of_n_by_k(parts, threads):
     assert peak < 64 << 20
 
 
-@pytest.mark.parametrize("name", ["abc gaussian", "vade", "depict", "composed", "sequential"])
+@pytest.mark.parametrize(
+    "name", ["abc gaussian", "vade", "depict", "acai", "composed", "sequential"]
+)
 def test_a_captured_fit_is_the_fit(rows, name, monkeypatch):
     plain = make(name, backend="eager").fit(rows)
     tapes = Tapes()
@@ -1315,8 +1327,9 @@ def test_a_captured_fit_is_the_fit(rows, name, monkeypatch):
     monkeypatch.setattr(kind, "_capture", lambda self, device: tapes)
     captured = make(name, backend="eager").fit(rows)
     # Batches of 64 rows in each stage, and of 8 in those that come to them.
-    # DEPICT's targets of the warm-up are of another form, and SGD has a stage for each layer.
-    assert len(tapes.tapes) == (3 * 2 if name in ("depict", "sequential") else 2 * 2)
+    # DEPICT's targets of the warm-up are of another form, SGD has a stage for each layer, and ACAI
+    # has two phases.
+    assert len(tapes.tapes) == {"depict": 6, "sequential": 6, "acai": 8}.get(name, 4)
     assert_same(captured, plain)
     for tape in tapes.tapes:
         assert not any("_local_scalar_dense" in str(func) for func, *_ in tape.calls)

@@ -11,6 +11,7 @@ from torch import nn
 
 from deepclust.networks import (
     CONV_SHAPES,
+    ACAIAutoencoder,
     Autoencoder,
     ConvAutoencoder,
     GivenEmbeddings,
@@ -44,6 +45,7 @@ NETWORKS = {
         image_shape=(5, 4, 3),
     ),
     "user, encoder only": lambda: UserNetwork(nn.Linear(60, 4), n_features=60),
+    "acai": lambda: ACAIAutoencoder((5, 4, 3), 4, width=2),
     "given": lambda: GivenEmbeddings(60),
 }
 LAYERED = ("mlp", "variational", "conv")

@@ -57,8 +57,8 @@ class Interpolation(Regulariser):
     The decoder is moved by it where a reconstruction holds it, as that of IDEC; with DEC it stays
     as it is, since fooling the critic would be all that it learns.
 
-    The series "critic" is the critic's mean squared error in alpha: 1/48 = 0.0208 is that of a
-    critic which says 1/4 to everything. "critic on rows" is its second term.
+    The series "critic" is the critic's mean squared error in alpha, "critic on rows" its second
+    term. A critic that can tell nothing says 1/8 to everything, and errs by 1/48 + 1/64 = 0.036.
 
     Args:
         weight: lambda, a number or a schedule; relative to the reconstruction per element.
@@ -129,7 +129,7 @@ class Interpolation(Regulariser):
         forward = _forward(method, batch)
         with torch.no_grad():
             between, alpha = _between(method, forward)
-            real = torch.lerp(forward.output.float(), forward.x, self.gamma)
+            real = self.gamma * forward.x + (1 - self.gamma) * forward.output
         critic = self._critic(method)
         losses = {
             "critic": critic_error(critic(between), alpha),

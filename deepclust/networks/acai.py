@@ -66,7 +66,8 @@ class ACAIAutoencoder(Autoencoder):
         if width < 1:
             raise ValueError(f"width: got {width}; it takes an integer of at least 1")
         super().__init__(size[0] * size[1] * size[2], code_width)
-        self.image_size, self.code_shape = size, (channels, sides[0], sides[1])
+        self.image_size, self.width = size, width
+        self.code_shape = (channels, sides[0], sides[1])
         # Left, right, above and below, as torch's pad takes them.
         across, down = step * sides[1] - size[1], step * sides[0] - size[0]
         self.frame = (across // 2, across - across // 2, down // 2, down - down // 2)

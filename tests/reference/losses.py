@@ -46,6 +46,17 @@ def layer_reconstruction_gradients(
     return to_outputs, [-gradient for gradient in to_outputs]
 
 
+def critic_error(guess: np.ndarray, alpha: np.ndarray) -> float:
+    """1/n sum_i (d_i - alpha_i)^2 (Berthelot et al. 2018)."""
+    return float(((guess - alpha) ** 2).sum() / max(len(guess), 1))
+
+
+def critic_error_gradients(guess: np.ndarray, alpha: np.ndarray) -> dict[str, np.ndarray]:
+    """dL/dd = 2 (d - alpha) / n."""
+    gradient = 2.0 * (guess - alpha) / max(len(guess), 1)
+    return {"guess": gradient, "alpha": -gradient}
+
+
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """1 / (1 + e^-l)."""
     return np.exp(-np.logaddexp(0.0, -logits))
