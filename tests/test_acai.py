@@ -444,6 +444,7 @@ def test_it_is_a_setting_of_deep_clustering(rows):
         "clustering": KMeansLoss(update_interval=Epochs(1), whiten=True),
         "regularisers": [Reconstruction(), Interpolation(0.3, gamma=0.1, lr=1e-3)],
         "init": "random",
+        "init_criterion": "inertia",
     }
     composed = DeepClustering(K, **SMALL, **parts).fit(rows)
     assert_same(ACAI(K, **SMALL, lam=0.3, gamma=0.1, critic_lr=1e-3).fit(rows), composed)

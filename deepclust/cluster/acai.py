@@ -40,7 +40,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_init": 1000,
         "init_criterion": "inertia",
     },
-    "quick": {**QUICK, "max_updates": 0, "batch_size": 256, "n_init": 100},
+    "quick": {
+        **QUICK,
+        "max_updates": 0,
+        "batch_size": 256,
+        "n_init": 100,
+        "init_criterion": "inertia",
+    },
 }
 
 
