@@ -34,18 +34,22 @@ demo: setup  ## cluster the handwritten digits that scikit-learn carries; writes
 	@$(BIN)/python -m deepclust fit digits --n-clusters 10 --out demo-report --overwrite \
 		--set 'hidden=[256, 512]'
 
+# Processes that run tests side by side: most tests keep one core busy.
+TEST_JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist worksteal
+
 # What these test is the same without the extension.
 NO_KERNELS := datasets experiments files networks plots report transforms
 test: lint types layers doctest  ## every check: lint, types, imports, examples, tests with and without the extension
 	@$(BIN)/python -c 'import torch, deepclust._C' || \
 		{ echo "test: the extension is not built; make test checks it too and needs a C++ compiler"; exit 1; }
 	@echo "test: with the extension"
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
 	@echo "test: with the extension absent"
-	@DEEPCLUST_TEST_BLOCK=deepclust._C $(BIN)/python -m pytest -q -k 'not scikit_learn' \
+	@DEEPCLUST_TEST_BLOCK=deepclust._C $(PYTEST) -k 'not scikit_learn' \
 		$(addprefix --ignore=tests/test_,$(addsuffix .py,$(NO_KERNELS)))
 	@echo "test: with triton absent: what every primitive promises"
-	@DEEPCLUST_TEST_BLOCK=triton $(BIN)/python -m pytest -q tests/test_contract.py tests/test_dispatch.py
+	@DEEPCLUST_TEST_BLOCK=triton $(PYTEST) tests/test_contract.py tests/test_dispatch.py
 	@echo "test: the triton kernels, in its interpreter"
 	@TRITON_INTERPRET=1 BIN=$(BIN) sh tests/interpreted.sh
 

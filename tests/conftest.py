@@ -21,8 +21,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 
-# More threads than cores make OpenMP's spinning threads fight over them.
-torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
+# More threads than cores fight over them, of all processes that run tests together.
+_cores = len(os.sched_getaffinity(0)) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, min(torch.get_num_threads(), _cores)))
 
 
 @pytest.fixture
