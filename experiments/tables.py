@@ -29,8 +29,8 @@ all parameters, the sizes of the clusters, and accuracy, NMI and losses by updat
 
 Accuracy (ACC) is that of the best one-to-one map of clusters to classes. Cells are the mean and the
 standard deviation over seeds. Labels are read for the figures alone: no estimator is given them,
-and no run of the settings below is stopped or left out because of them. The number of clusters is given, that of the
-classes.
+and no run of the settings below is stopped or left out because of them. The number of clusters is
+given, that of the classes.
 
 How the settings were chosen: lengths follow from the number of rows, by the rules in
 `experiments/settings.py`; what a row's parameters, below its table, do not name is the default of
