@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, softplus
 
 from deepclust import functional as F
 from deepclust.kernels import _checks
@@ -147,7 +147,7 @@ def balance(shares: Tensor, prior: Tensor | None = None) -> Tensor:
         >>> balance(q.mean(0), torch.tensor([0.8, 0.2]))
         tensor(0.2231)
     """
-    _check_shares("shares", shares)
+    _check_line("shares", shares)
     (shares,) = _wide(shares)
     tiny = torch.finfo(shares.dtype).tiny
     if prior is None:
@@ -256,7 +256,7 @@ def by_rank(prior: Tensor, sizes: Tensor) -> Tensor:
         >>> by_rank(size_prior(zipf(), 3), torch.tensor([1.0, 20.0, 3.0]))
         tensor([0.1818, 0.5455, 0.2727], dtype=torch.float64)
     """
-    _check_shares("prior", prior)
+    _check_line("prior", prior)
     _checks.check_vector("sizes", sizes, len(prior))
     _checks.check_same_device(prior=prior, sizes=sizes)
     ranked = sizes.sort(descending=True, stable=True).indices
@@ -530,6 +530,90 @@ def mixture_divergence(mean: Tensor, log_var: Tensor, gamma: Tensor, head: F.Gau
     return _mean((gamma * (spread / 2 + log_ratio)).sum(1) - (1 + log_var).sum(1) / 2)
 
 
+def adversarial_discriminator(positives: Tensor, negatives: Tensor) -> Tensor:
+    """Cross-entropy of a discriminator that tells draws from a clustering from codes.
+
+    L = -1/m sum_j log Dis(c_j) - 1/n sum_i log(1 - Dis(z_i)), Dis = sigmoid(logits): eq. 1 of DCAN
+    (Lim, 2024) with the other sign. Draws from the clustering have the label 1, codes the label 0.
+
+    Args:
+        positives: Logits (m,) of draws c from the clustering.
+        negatives: Logits (n,) of codes z.
+
+    Returns:
+        The sum of the two means, in nats: 2 log 2 of one that does not know, and no less than
+        2 log 2 - 2 JSD(c || z) of any, in expectation.
+
+    Raises:
+        ValueError: If one has not one dimension.
+        TypeError: If one is not a floating-point tensor.
+
+    Example:
+        >>> import torch
+        >>> adversarial_discriminator(torch.zeros(2), torch.zeros(3))
+        tensor(1.3863)
+    """
+    _check_line("positives", positives, "n")
+    _check_line("negatives", negatives, "n")
+    positives, negatives = _wide(positives, negatives)
+    return _mean(softplus(-positives)) + _mean(softplus(negatives))
+
+
+def adversarial_encoder(negatives: Tensor, update: str = "non-saturating") -> Tensor:
+    """What an encoder minimises against the discriminator of its codes.
+
+    "minimax": 1/n sum_i log(1 - Dis(z_i)), the part of eq. 1 of DCAN (Lim, 2024) that depends on
+    the encoder. "non-saturating": -1/n sum_i log Dis(z_i), with the same fixed point, and gradients
+    where the discriminator is sure of itself, of which the first has none (section 3 of Goodfellow
+    et al., 2014).
+
+    Args:
+        negatives: Logits (n,) of codes z.
+        update: "minimax" or "non-saturating".
+
+    Returns:
+        The mean over the n codes, in nats.
+
+    Raises:
+        ValueError: If negatives has not one dimension, or there is no such update.
+        TypeError: If negatives is not a floating-point tensor.
+
+    Example:
+        >>> import torch
+        >>> sure = torch.tensor([-2.0])
+        >>> adversarial_encoder(sure), adversarial_encoder(sure, "minimax")
+        (tensor(2.1269), tensor(-0.1269))
+    """
+    _check_line("negatives", negatives, "n")
+    (negatives,) = _wide(negatives)
+    if update == "minimax":
+        return -_mean(softplus(negatives))
+    if update != "non-saturating":
+        raise ValueError(f"update: got {update!r}; it takes 'non-saturating' or 'minimax'")
+    return _mean(softplus(-negatives))
+
+
+def jensen_shannon(loss: Tensor) -> Tensor:
+    """The Jensen-Shannon divergence that the loss of a discriminator stands for.
+
+    JSD = log 2 - L/2: where Dis is the best there is, -L = -log 4 + 2 JSD (Lemma 2 of DCAN; theorem
+    1 of Goodfellow et al., 2014). Any other discriminator gives less, in expectation, so this is
+    below the divergence; of one that is worse than a guess it is negative.
+
+    Args:
+        loss: L, from `adversarial_discriminator`.
+
+    Returns:
+        The estimate, in nats, at most log 2.
+
+    Example:
+        >>> import torch
+        >>> jensen_shannon(adversarial_discriminator(torch.tensor([9.0]), torch.tensor([-9.0])))
+        tensor(0.6930)
+    """
+    return math.log(2.0) - loss / 2
+
+
 @dataclass(frozen=True)
 class ramp:  # noqa: N801 - called as a function is, and printed as it was called
     """A weight that goes from `start` to `end` in a straight line over so many updates, and stays.
@@ -693,10 +777,10 @@ def _directions(z: Tensor) -> Tensor:
     return z / torch.where(length > 0, length, 1)
 
 
-def _check_shares(name: str, value: Tensor) -> None:
-    """Require a floating-point tensor (K,), for whatever K."""
+def _check_line(name: str, value: Tensor, length: str = "K") -> None:
+    """Require a floating-point tensor of one dimension, however long."""
     if isinstance(value, Tensor) and value.ndim != 1:
-        raise ValueError(f"{name}: got shape {tuple(value.shape)}; it takes (K,)")
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}; it takes ({length},)")
     _checks.check_vector(name, value, len(value))
 
 

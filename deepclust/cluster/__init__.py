@@ -3,6 +3,7 @@
 from deepclust.cluster._trainer import Epochs
 from deepclust.cluster.abc import ABC, EpochGaussians, EpochMeans
 from deepclust.cluster.acai import ACAI, Interpolation
+from deepclust.cluster.dcan import DCAN, Adversarial
 from deepclust.cluster.dcn import DCN, RunningMeans
 from deepclust.cluster.dec import DEC, Hardening
 from deepclust.cluster.deep_clustering import DeepClustering, KMeansLoss
@@ -16,10 +17,12 @@ from deepclust.cluster.vade import Mixture, VaDE
 __all__ = [
     "ABC",
     "ACAI",
+    "DCAN",
     "DCN",
     "DEC",
     "DEPICT",
     "IDEC",
+    "Adversarial",
     "Balance",
     "BalancedSoftMax",
     "CollapseGuard",

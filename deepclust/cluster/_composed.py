@@ -171,7 +171,7 @@ class ComposedEstimator(DeepEstimator):
             schedule=s.get("schedule"),
             order=s["order"],
             freeze_encoder=self.freeze_encoder,
-            recluster=self.recluster,
+            recluster=s["recluster"],
             compile=self.compile,
             backend=self.backend,
         )

@@ -449,14 +449,18 @@ class Composition(Method):
         for part in self.parts:
             part.refresh(self, run, z)
 
+    def forward_of(self, run: Run, batch: Batch) -> Forward:
+        """What the network makes of the rows of a batch that are trained on."""
+        codes: Tensor | None = run.state.get("codes")
+        rows = batch.x if self.recipe.augment is None or batch.view is None else batch.view
+        return Forward(self, rows, batch.view, None if codes is None else codes[batch.idx])
+
     def losses(self, run: Run, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses of all parts by name, and what their `after` is to see."""
         if self.recipe.freeze_encoder:
             # Lest what its layers keep of the data moves; a decoder trains on.
             getattr(self.network, "encoder", self.network).eval()
-        codes: Tensor | None = run.state.get("codes")
-        rows = batch.x if self.recipe.augment is None or batch.view is None else batch.view
-        forward = Forward(self, rows, batch.view, None if codes is None else codes[batch.idx])
+        forward = self.forward_of(run, batch)
         losses = self.recipe.clustering.losses(self, run, batch, forward)
         for part in self.recipe.regularisers:
             losses[part.name] = part.loss(self, run, batch, forward)

@@ -9,6 +9,7 @@ from deepclust.networks.autoencoder import (
 )
 from deepclust.networks.conv import CONV_SHAPES, ConvAutoencoder
 from deepclust.networks.critic import Critic
+from deepclust.networks.discriminator import Discriminator
 from deepclust.networks.mlp import MLPAutoencoder
 from deepclust.networks.user import GivenEmbeddings, UserNetwork
 from deepclust.networks.variational import VariationalAutoencoder
@@ -20,6 +21,7 @@ __all__ = [
     "Autoencoder",
     "ConvAutoencoder",
     "Critic",
+    "Discriminator",
     "GivenEmbeddings",
     "LayeredAutoencoder",
     "MLPAutoencoder",
