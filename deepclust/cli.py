@@ -28,7 +28,7 @@ import torch
 
 import deepclust
 from deepclust import _files, datasets, plots, report
-from deepclust.cluster import ABC, ACAI, DCN, DEC, DEPICT, IDEC, DeepClustering, KMeans, VaDE
+from deepclust.cluster import ABC, ACAI, DCAN, DCN, DEC, DEPICT, IDEC, DeepClustering, KMeans, VaDE
 
 METHODS: dict[str, Any] = {
     "dec": DEC,
@@ -38,6 +38,7 @@ METHODS: dict[str, Any] = {
     "abc": ABC,
     "vade": VaDE,
     "acai": ACAI,
+    "dcan": DCAN,
     "deep-clustering": DeepClustering,
     "kmeans": KMeans,
 }

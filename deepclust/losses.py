@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid
 
 from deepclust import functional as F
 from deepclust.kernels import _checks
@@ -556,7 +556,7 @@ def adversarial_discriminator(positives: Tensor, negatives: Tensor) -> Tensor:
     _check_line("positives", positives, "n")
     _check_line("negatives", negatives, "n")
     positives, negatives = _wide(positives, negatives)
-    return _mean(softplus(-positives)) + _mean(softplus(negatives))
+    return -_mean(logsigmoid(positives)) - _mean(logsigmoid(-negatives))
 
 
 def adversarial_encoder(negatives: Tensor, update: str = "non-saturating") -> Tensor:
@@ -587,10 +587,10 @@ def adversarial_encoder(negatives: Tensor, update: str = "non-saturating") -> Te
     _check_line("negatives", negatives, "n")
     (negatives,) = _wide(negatives)
     if update == "minimax":
-        return -_mean(softplus(negatives))
+        return _mean(logsigmoid(-negatives))
     if update != "non-saturating":
         raise ValueError(f"update: got {update!r}; it takes 'non-saturating' or 'minimax'")
-    return _mean(softplus(-negatives))
+    return -_mean(logsigmoid(negatives))
 
 
 def jensen_shannon(loss: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deepclust.cluster import ABC, ACAI, DCN, DEC, DEPICT, IDEC, DeepClustering, VaDE
+from deepclust.cluster import ABC, ACAI, DCAN, DCN, DEC, DEPICT, IDEC, DeepClustering, VaDE
 from deepclust.datasets import load_digits
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ EXAMPLES = [
 def test_example(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # The examples are about the calls, not about the lengths: a few updates of each stage do.
-    for method in (ABC, ACAI, DCN, DEC, DEPICT, IDEC, DeepClustering, VaDE):
+    for method in (ABC, ACAI, DCAN, DCN, DEC, DEPICT, IDEC, DeepClustering, VaDE):
         quick = {**method.PRESETS["quick"], "tune_updates": 10, "max_updates": 10}
         monkeypatch.setitem(method.PRESETS, "quick", quick)
     exec(block, {"X": load_digits().X})

@@ -9,6 +9,7 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from deepclust.losses import (
 from tests import budget, reference
 from tests.budget import growth
 from tests.cases import DTYPES, HALVES, as_numpy, backends_for, judge
+from tests.reference import adversarial
 from tests.reference import losses as oracle
 from tests.test_reference import check_gradients, to_tf32
 
@@ -156,6 +158,16 @@ def binary_budget(u: float, logits: np.ndarray, x: np.ndarray) -> dict[str, Any]
         # the exponent of the sigmoid carries its own rounding
         "logits": u * ((size + 6) * m + 3 * x) / count,
     }
+
+
+def logits_budget(u: float, arrays: Arrays, gradients: Arrays) -> dict[str, Any]:
+    """Of a sum of means of log(1 + e^l), whose exponent carries the rounding of l."""
+    errors: dict[str, Any] = {"loss": 0.0}
+    for name, logits in arrays.items():
+        size, count = np.abs(logits), max(len(logits), 1)
+        errors["loss"] += (growth(count) + 6) * u * (size + 1).sum() / count
+        errors[name] = (size + 6) * u * np.abs(gradients[name])
+    return errors
 
 
 def balance_budget(u: float, shares: np.ndarray, prior: np.ndarray | None = None) -> dict[str, Any]:
@@ -348,6 +360,25 @@ LOSSES = {
         binary_budget,
         constants=("x",),
     ),
+    "adversarial_discriminator": Loss(
+        lambda rng, n, d, k: {"positives": 6 * normal(rng, n), "negatives": 6 * normal(rng, n)},
+        losses.adversarial_discriminator,
+        adversarial.discriminator,
+        adversarial.discriminator_gradients,
+        lambda u, **a: logits_budget(u, a, adversarial.discriminator_gradients(**a)),
+    ),
+    **{
+        f"adversarial_encoder {update}": Loss(
+            lambda rng, n, d, k: {"negatives": 6 * normal(rng, n)},
+            partial(losses.adversarial_encoder, update=update),
+            partial(adversarial.encoder, update=update),
+            partial(adversarial.encoder_gradients, update=update),
+            lambda u, update=update, **a: logits_budget(
+                u, a, adversarial.encoder_gradients(**a, update=update)
+            ),
+        )
+        for update in ("minimax", "non-saturating")
+    },
     "balance": Loss(
         lambda rng, n, d, k: {"shares": normal(rng, k).softmax(0)},
         losses.balance,

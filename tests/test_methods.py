@@ -23,10 +23,12 @@ from deepclust import functional as F
 from deepclust.cluster import (
     ABC,
     ACAI,
+    DCAN,
     DCN,
     DEC,
     DEPICT,
     IDEC,
+    Adversarial,
     Balance,
     BalancedSoftMax,
     CollapseGuard,
@@ -95,6 +97,15 @@ METHODS = {
         },
     ),
     "acai": (ACAI, {}),
+    "dcan": (DCAN, {"n_latents": 100}),
+    "dcan mixture": (
+        DCAN,
+        {"clusters": "mixture", "update": "minimax", "reconstruction_weight": 0.0},
+    ),
+    "adversarial autoencoder": (
+        DCAN,
+        {"preset": "adversarial-autoencoder", "optimizer": "sgd", "pretrain_lr": 0.01},
+    ),
     "k-means": (DeepClustering, {"clustering": KMeansLoss(update_interval=4)}),
     "composed": (
         DeepClustering,
@@ -553,6 +564,13 @@ SETTINGS = {
         VaDE(likelihood="bernoulli"),
         {"clustering": Mixture(likelihood="bernoulli"), "network": "variational", "scale": None},
     ),
+    "dcan": (
+        DCAN(positives="centroid", noise=0.2, reconstruction_weight=0.5),
+        {
+            "clustering": Adversarial(positives="centroid", noise=0.2),
+            "regularisers": [Reconstruction(0.5, per="row")],
+        },
+    ),
 }
 
 
@@ -629,7 +647,7 @@ def test_labels_are_what_predict_gives(fitted, rows, name):
         f"{type(estimator).__name__.lower()}{i}" for i in range(width)
     ]
     assert estimator.cluster_centers_.shape == (K, width)
-    if name.startswith(("vade", "depict")):
+    if name.startswith(("vade", "depict", "dcan mixture")):
         for j in np.unique(estimator.labels_):
             mean = z[estimator.labels_ == j].mean(0)
             np.testing.assert_allclose(estimator.cluster_centers_[j], mean, atol=1e-5)
@@ -656,6 +674,15 @@ def test_history_has_a_series_of_each_loss(fitted, name):
             "objective of eq. 7",
         },
         "acai": {"k-means", "reconstruction", "interpolation", "critic", "critic on rows"},
+        "dcan": {"adversarial", "discriminator", "jsd", "spread", "reconstruction"},
+        "dcan mixture": {"adversarial", "discriminator", "jsd", "spread"},
+        "adversarial autoencoder": {
+            "adversarial",
+            "discriminator",
+            "jsd",
+            "spread",
+            "reconstruction",
+        },
         "k-means": {"k-means"},
         "composed": {
             "kl",
@@ -1184,6 +1211,7 @@ class WithoutLabels(DEPICT):
             regularisers=(Balance(momentum=0.5),),
         ),
         VaDE(3, **CHECKED),
+        DCAN(3, **CHECKED),
         WithoutLabels(3, **CHECKED, network="mlp", warmup_updates=0),
         ACAI(3, **{**CHECKED, "max_updates": 0, "n_init": 5}),
     ],
@@ -1216,6 +1244,14 @@ CLUSTERINGS = {
     "epoch means": {"clustering": "epoch means", "regularisers": [Reconstruction(per="row")]},
     "gaussians": {"clustering": "gaussians", "network": "variational"},
     "mixture": {"clustering": "mixture", "network": "variational"},
+    "adversarial": {"clustering": "adversarial"},
+    "adversarial, centroids": {"clustering": Adversarial(positives="centroid", update="minimax")},
+    "adversarial, mixture": {
+        "clustering": Adversarial(clusters="mixture"),
+        "regularisers": [Reconstruction(), Balance()],
+        "interventions": [CollapseGuard()],
+    },
+    "adversarial, prior": {"clustering": Adversarial(positives="prior")},
     "balanced soft-max": {
         "clustering": BalancedSoftMax(target="exact"),
         "regularisers": [SelfAugmentation(transform=jittered)],
@@ -1290,8 +1326,9 @@ def test_regularised_steps_stay_on_the_device(monkeypatch):
         {"clustering": "gaussians", "network": "variational"},
         {"clustering": "mixture", "network": "variational"},
         {"clustering": BalancedSoftMax(target="exact")},
+        {"clustering": "adversarial"},
     ],
-    ids=["hardening, balance", "gaussians", "mixture", "balanced soft-max"],
+    ids=["hardening, balance", "gaussians", "mixture", "balanced soft-max", "adversarial"],
 )
 def test_a_refresh_holds_nothing_of_n_by_k(parts, threads):
     n, d, k = 40_000, 8, 500
@@ -1305,6 +1342,7 @@ def test_a_refresh_holds_nothing_of_n_by_k(parts, threads):
     run.stage_index = len(run._stages) - 1
     run.state["labels"] = torch.zeros(n, dtype=torch.int64)
     run.state["snapshot"] = F.freeze_target(torch.zeros(n, d), torch.zeros(k, d))
+    run.state["jsd"] = torch.zeros(())
     with torch.no_grad():
         for parameter in method.layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -1318,7 +1356,8 @@ def test_a_refresh_holds_nothing_of_n_by_k(parts, threads):
 
 
 @pytest.mark.parametrize(
-    "name", ["abc gaussian", "vade", "depict", "acai", "composed", "sequential"]
+    "name",
+    ["abc gaussian", "vade", "dcan mixture", "depict", "acai", "composed", "sequential"],
 )
 def test_a_captured_fit_is_the_fit(rows, name, monkeypatch):
     plain = make(name, backend="eager").fit(rows)
@@ -1328,8 +1367,9 @@ def test_a_captured_fit_is_the_fit(rows, name, monkeypatch):
     captured = make(name, backend="eager").fit(rows)
     # Batches of 64 rows in each stage, and of 8 in those that come to them.
     # DEPICT's targets of the warm-up are of another form, SGD has a stage for each layer, and ACAI
-    # has two phases.
-    assert len(tapes.tapes) == {"depict": 6, "sequential": 6, "acai": 8}.get(name, 4)
+    # and DCAN have two phases, ACAI in both stages.
+    expected = {"depict": 6, "sequential": 6, "dcan mixture": 6, "acai": 8}
+    assert len(tapes.tapes) == expected.get(name, 4)
     assert_same(captured, plain)
     for tape in tapes.tapes:
         assert not any("_local_scalar_dense" in str(func) for func, *_ in tape.calls)

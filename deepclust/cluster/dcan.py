@@ -36,8 +36,8 @@ FLOOR = 1e-3
 # What is reported: a variance of the embeddings below this share of that at the start, and an
 # estimate of the divergence this near log 2, its upper bound, or below a guess's by as much.
 COLLAPSED, SURE = 1e-2, 0.99
-# Of the running mean of that estimate: some hundred updates.
-MEMORY = 0.99
+# Of the running mean of that estimate: some thirty updates.
+MEMORY = 0.97
 
 PRESETS: dict[str, dict[str, Any]] = {
     # 500 iterations of gradient descent with momentum, the encoder's loss alone. Rates, widths and
@@ -138,13 +138,11 @@ class Adversarial(Clustering):
             check_above_zero("discriminator_lr", self.discriminator_lr, "None or ")
         check_integer("n_latents", self.n_latents, 1)
         check_at_least_zero("noise", self.noise)
-        try:
-            Discriminator(1, self.discriminator_hidden)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"discriminator_hidden: got {self.discriminator_hidden!r}; it takes a sequence of"
-                " integers of at least 1"
-            ) from None
+        hidden: Any = self.discriminator_hidden
+        if isinstance(hidden, str) or not isinstance(hidden, Sequence):
+            raise ValueError(f"discriminator_hidden: got {hidden!r}; it takes a sequence of widths")
+        for width in hidden:
+            check_integer("discriminator_hidden", width, 1)
 
     def prepare(self, method: Composition, rows: Rows) -> None:
         """There has to be an encoder for the discriminator to train."""
@@ -341,8 +339,8 @@ class DCAN(ComposedEstimator):
             "prior": see `Adversarial`, as for those below.
         clusters: "k-means" or "mixture".
         update: "non-saturating" or "minimax".
-        reconstruction_weight: Weight of the reconstruction, per element, beside the encoder's loss;
-            0 for none, as in the paper.
+        reconstruction_weight: Weight of the reconstruction, per row as ABC has it, beside the
+            encoder's loss; 0 for none, as in the paper.
         discriminator_lr: Learning rate of the discriminator.
         discriminator_hidden: Widths of its hidden layers.
         n_latents: Embeddings that an iteration of the clustering sees, at least.
@@ -386,7 +384,7 @@ class DCAN(ComposedEstimator):
 
     def _losses(self, settings: dict[str, Any]) -> tuple[Regulariser, ...]:
         weight = settings["reconstruction_weight"]
-        return (Reconstruction(weight),) if weight else ()
+        return (Reconstruction(weight, per="row"),) if weight else ()
 
     def _filled_in(self) -> dict[str, Any]:
         settings = super()._filled_in()

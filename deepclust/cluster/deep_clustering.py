@@ -16,6 +16,7 @@ from deepclust.cluster._composition import Centroids, Clustering, Composition, F
 from deepclust.cluster._trainer import Batch, Length, Run
 from deepclust.cluster._whitening import Whitened
 from deepclust.cluster.abc import EpochGaussians, EpochMeans
+from deepclust.cluster.dcan import Adversarial
 from deepclust.cluster.dcn import RunningMeans
 from deepclust.cluster.dec import Hardening
 from deepclust.cluster.vade import Mixture
@@ -87,6 +88,7 @@ CLUSTERINGS: dict[str, Callable[[], Clustering]] = {
     "epoch means": EpochMeans,
     "gaussians": EpochGaussians,
     "mixture": Mixture,
+    "adversarial": Adversarial,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -161,9 +163,9 @@ class DeepClustering(ComposedEstimator):
         callbacks: Functions of the run, called after each refresh and at the end of each stage.
         checkpoint: A file for the state of an interrupted fit; also written every minute or so.
         clustering: The clustering loss, one of Hardening, KMeansLoss, RunningMeans, EpochMeans,
-            EpochGaussians and Mixture, or the name of one with its defaults: "hardening",
-            "one-hot", "k-means", "soft k-means", "running means", "epoch means", "gaussians",
-            "mixture".
+            EpochGaussians, Mixture and Adversarial, or the name of one with its defaults:
+            "hardening", "one-hot", "k-means", "soft k-means", "running means", "epoch means",
+            "gaussians", "mixture", "adversarial".
 
     Attributes:
         labels_: Labels (N,) int64; equal to predict(X).

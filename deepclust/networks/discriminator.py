@@ -58,7 +58,7 @@ class Discriminator(nn.Module):
         """Take the middle and the spread of embeddings z (N, D) for those of all to come."""
         self.origin.copy_(z.mean(0))
         spread = z.var(0, correction=0).mean().sqrt()
-        self.scale.copy_(spread.clamp_min(torch.finfo(z.dtype).tiny))
+        self.scale.copy_(torch.where(spread > 0, spread, 1))
 
     def forward(self, z: Tensor) -> Tensor:
         """Logits (n,) of embeddings z (n, D)."""
