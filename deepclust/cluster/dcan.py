@@ -51,12 +51,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "init_criterion": "inertia",
         "positives": "gaussian",
         "reconstruction_weight": 0.0,
+        "n_latents": 600,
     },
     "quick": {
         **QUICK,
         "discriminator_lr": 1e-3,
         "positives": "gaussian",
         "reconstruction_weight": 1.0,
+        "n_latents": 2_000,
     },
     # Makhzani et al. (2015): from the first update on, towards one Gaussian; k-means at the end.
     "adversarial-autoencoder": {
@@ -66,6 +68,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "discriminator_lr": 1e-3,
         "positives": "prior",
         "reconstruction_weight": 1.0,
+        "n_latents": 2_000,
     },
 }
 
@@ -109,8 +112,9 @@ class Adversarial(Clustering):
         update: The encoder's loss: "non-saturating", or "minimax", eq. 1 itself.
         discriminator_lr: Learning rate of the discriminator; None for that of the encoder.
         discriminator_hidden: Widths of its hidden layers.
-        n_latents: Embeddings that an iteration of the clustering sees, at least; they are those of
-            the last updates, so that nothing is embedded for it. For many clusters take more.
+        n_latents: Embeddings that an iteration of the clustering sees, at least 600 in the paper;
+            they are those of the last updates, so that nothing is embedded for it. The more, the
+            less clusters move by chance, and the older some of them are.
         noise: With positives="centroid", the standard deviation of the noise on centres and
             embeddings both, as a share of the embeddings' own at the start. Without noise centres
             are points, whose divergence from any density is log 2 whatever the encoder does.
@@ -122,7 +126,7 @@ class Adversarial(Clustering):
     update: str = "non-saturating"
     discriminator_lr: float | None = None
     discriminator_hidden: Sequence[int] = HIDDEN
-    n_latents: int = 600
+    n_latents: int = 2_000
     noise: float = 0.1
 
     name = "adversarial"
@@ -366,7 +370,7 @@ class DCAN(ComposedEstimator):
     reconstruction_weight: Any = None
     discriminator_lr: float | None = None
     discriminator_hidden: Any = HIDDEN
-    n_latents: int = 600
+    n_latents: int | None = None
     noise: float = 0.1
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = PRESETS
@@ -378,7 +382,7 @@ class DCAN(ComposedEstimator):
             update=self.update,
             discriminator_lr=settings["discriminator_lr"],
             discriminator_hidden=self.discriminator_hidden,
-            n_latents=self.n_latents,
+            n_latents=settings["n_latents"],
             noise=self.noise,
         )
 
