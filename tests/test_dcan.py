@@ -289,6 +289,7 @@ def test_the_prior_is_a_standard_gaussian_and_ends_with_k_means(rows):
     draws = clustering.draw(method, torch.full((50_000, D), 9.0))
     torch.testing.assert_close(draws.T.cov(), torch.eye(D), atol=0.03, rtol=0)
     assert draws.mean(0).abs().max() < 0.02
+    assert float(clustering.opponent(method).scale) == 1  # not that of the first embeddings
     estimator = DCAN(K, preset="adversarial-autoencoder", **SMALL).fit(rows)
     assert list(estimator.stop_reasons_) == ["cluster", "recluster"]
     assert "recluster" not in DCAN(K, **SMALL).fit(rows).stop_reasons_

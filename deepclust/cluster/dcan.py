@@ -33,7 +33,7 @@ UPDATES = ("non-saturating", "minimax")
 # The least variance of a cluster, as a share of the embeddings' own at the start: were it a share
 # of the present one, draws from clusters could shrink with the codes to a point.
 FLOOR = 1e-3
-# What is reported: a variance of the embeddings below this share of that at the start, and an
+# What is reported: a variance of the embeddings below this share of what it was, and an
 # estimate of the divergence this near log 2, its upper bound, or below a guess's by as much.
 COLLAPSED, SURE = 1e-2, 0.99
 # Of the running mean of that estimate: some thirty updates.
@@ -60,11 +60,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reconstruction_weight": 1.0,
         "n_latents": 2_000,
     },
-    # Makhzani et al. (2015): from the first update on, towards one Gaussian; k-means at the end.
+    # Towards one Gaussian (Makhzani et al., 2015), after the autoencoder's own training: embeddings
+    # of random weights are so small beside it that they may be driven to one point.
     "adversarial-autoencoder": {
         **QUICK,
-        "tune_updates": 0,
-        "max_updates": 5_500,
         "discriminator_lr": 1e-3,
         "positives": "prior",
         "reconstruction_weight": 1.0,
@@ -189,7 +188,8 @@ class Adversarial(Clustering):
     def start(self, method: Composition, run: Run, z: Tensor) -> None:
         """Clusters by k-means with restarts, a mixture from there, and the embeddings' scale."""
         centroids, labels = method.recipe.start(run, z)
-        self.opponent(method).standardise(z)
+        if self.positives != "prior":  # which has a scale of its own: 1
+            self.opponent(method).standardise(z)
         if self.clusters == "mixture":
             mixture = fit_mixture(z, labels, len(centroids), method.backend)
             for parameter, values in zip(method.layer.parameters(), mixture.params, strict=True):
@@ -282,9 +282,10 @@ class Adversarial(Clustering):
         _report(
             run,
             "collapsed",
-            spread < COLLAPSED,
-            f"the variance of the embeddings is {spread:.2g} of what it was at the start: they are"
-            " collapsing to a point. Try a larger reconstruction_weight or a smaller cluster_lr",
+            spread < COLLAPSED and run.update > 0,
+            f"the variance of the embeddings is {spread:.2g} of that at the start, or of the prior:"
+            " they are collapsing to a point. Try a larger reconstruction_weight or a smaller"
+            " cluster_lr",
         )
         _report(
             run,
@@ -352,8 +353,9 @@ class DCAN(ComposedEstimator):
 
     The other parameters, and the attributes, are those of `DeepClustering`; the preset "paper" is
     the published recipe as far as it is known, "adversarial-autoencoder" that of Makhzani et al.
-    (2015), with k-means at the end. `history_` has the estimate of the divergence ("cluster/jsd")
-    and the variance of the embeddings, as a share of that at the start ("cluster/spread").
+    (2015), after a pre-training, with k-means at the end. `history_` has the estimate of the
+    divergence ("cluster/jsd") and the variance of the embeddings, as a share of that at the start,
+    or of the prior's ("cluster/spread").
 
     Example:
         >>> from sklearn.datasets import make_blobs
