@@ -54,15 +54,16 @@ PRIMITIVES = (
 
 
 def backends_for(primitive: str) -> tuple[str, ...]:
-    """What runs `primitive` on the CPU here: `eager` first, and `auto` whatever it chooses.
+    """What runs `primitive` on the CPU here: `eager` first, and `auto` where nothing is compiled.
 
     `eager` by name is torch's own derivative, the witness; `auto` is the fused path that users get.
+    Where there is a compiled kernel, `auto` is that one (test_dispatch.py), which runs by its name.
     Triton runs on the CPU in its interpreter only.
     """
     named = _dispatch.available(primitive)
     if not _dispatch.interprets_triton():
         named = tuple(name for name in named if name != "triton")
-    return (*named, "auto")
+    return named if "cpp" in named else (*named, "auto")
 
 
 @dataclass(frozen=True)
