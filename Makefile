@@ -39,7 +39,7 @@ TEST_JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist worksteal
 
 # What these test is the same without the extension.
-NO_KERNELS := datasets experiments files networks plots report transforms
+NO_KERNELS := datasets experiments files metrics networks plots report transforms
 test: lint types layers doctest  ## every check: lint, types, imports, examples, tests with and without the extension
 	@$(BIN)/python -c 'import torch, deepclust._C' || \
 		{ echo "test: the extension is not built; make test checks it too and needs a C++ compiler"; exit 1; }

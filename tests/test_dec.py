@@ -54,13 +54,13 @@ def fitted(digits):
     [
         DEC(
             3,
-            hidden=(16,),
+            hidden=(),
             latent_dim=2,
-            tune_updates=100,
-            pretrain_lr=1e-2,
-            max_updates=20,
+            tune_updates=60,
+            pretrain_lr=3e-2,
+            max_updates=10,
             update_interval=5,
-            n_init=2,
+            n_init=1,
             batch_size=64,
             random_state=0,
         )

@@ -25,8 +25,9 @@ def test_example(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # The examples are about the calls, not about the lengths: a few updates of each stage do.
     for method in (ABC, ACAI, DCAN, DCN, DEC, DEPICT, IDEC, DeepClustering, VaDE):
-        quick = {**method.PRESETS["quick"], "tune_updates": 10, "max_updates": 10}
-        monkeypatch.setitem(method.PRESETS, "quick", quick)
+        quick = method.PRESETS["quick"]
+        lengths = quick.keys() & {"tune_updates", "warmup_updates", "max_updates"}
+        monkeypatch.setitem(method.PRESETS, "quick", {**quick, **dict.fromkeys(lengths, 10)})
     exec(block, {"X": load_digits().X})
 
 
