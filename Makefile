@@ -38,6 +38,7 @@ demo: setup  ## cluster the handwritten digits that scikit-learn carries; writes
 TEST_JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist worksteal
 
+INTERPRETED := assign target_loss frequencies targets kmeans_assign kmeans_update kmeans_loss contract triton
 # What these test is the same without the extension.
 NO_KERNELS := datasets experiments files metrics networks plots report transforms
 test: lint types layers doctest  ## every check: lint, types, imports, examples, tests with and without the extension
@@ -51,7 +52,8 @@ test: lint types layers doctest  ## every check: lint, types, imports, examples,
 	@echo "test: with triton absent: what every primitive promises"
 	@DEEPCLUST_TEST_BLOCK=triton $(PYTEST) tests/test_contract.py tests/test_dispatch.py
 	@echo "test: the triton kernels, in its interpreter"
-	@TRITON_INTERPRET=1 BIN=$(BIN) sh tests/interpreted.sh
+	@TRITON_INTERPRET=1 $(PYTEST) -m 'not large' -k triton \
+		$(addprefix tests/test_,$(addsuffix .py,$(INTERPRETED)))
 
 # A copy of the tree, so that the extension in use stays what it is. Python was not built for
 # sanitizers: their runtime, and the C++ one that it wraps, have to be loaded before all else. A fork

@@ -328,13 +328,13 @@ def refused(
 @each(CALLS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_nan_and_inf_name_the_first_bad_row(call: Call, backend: str, value: float) -> None:
-    for name, tensor in call.tensors().items():
-        bad = tensor.clone()
+    spoiled = {name: tensor.clone() for name, tensor in call.tensors().items()}
+    for name, bad in spoiled.items():
         for row in (len(bad) - 1, 2):
             bad.view(len(bad), -1)[row, -1] = value
         tensors = {**call.tensors(), name: bad}
         refused(call, tensors, ValueError, f"^{name}: row 2 has NaN or Inf", backend)
-        call.run(**tensors, backend=backend, check=False)
+    call.run(**spoiled, backend=backend, check=False)
 
 
 @each_argument(CALLS)

@@ -135,7 +135,11 @@ def test_reductions_and_kinds(backend: str, kind: str, reduction: str, loss: str
 @backends
 @dtypes
 @pytest.mark.parametrize("kind", ["student_t_nu3", "linear", "gaussian"])
-@pytest.mark.parametrize("power", [2.0, 1.0, 0.5, 3.5, math.inf])
+@pytest.mark.parametrize(
+    "power",
+    # Any finite power is the same factor in Triton's kernels: two are enough for the interpreter.
+    [2.0, 0.5, math.inf, *(pytest.param(power, marks=pytest.mark.large) for power in (1.0, 3.5))],
+)
 @pytest.mark.parametrize("loss", ["kl", "ce"])
 def test_powers_and_prior(
     backend: str, dtype: torch.dtype, kind: str, power: float, loss: str

@@ -107,8 +107,8 @@ def test_compiled_triton_refuses_cpu_tensors(call: Call) -> None:
 # --- the order of programs ---------------------------------------------------------------------
 
 
-def results(kind: str, shape: tuple[int, int, int]) -> list[Tensor]:
-    """All that the heads' kernels and k-means give."""
+def results_of_a_head(kind: str, shape: tuple[int, int, int]) -> list[Tensor]:
+    """All that a head's kernels give, and the targets of its q."""
     n, _, k = shape
     case = make_case(kind, shape).leaves()
     found = []
@@ -120,23 +120,29 @@ def results(kind: str, shape: tuple[int, int, int]) -> list[Tensor]:
         found += [loss.detach(), *gradients(loss, case).values()]
     q = F.assign(case.z, case.head, backend="triton")
     found += [q.detach(), *gradients(q, case, torch.ones_like(q)).values()]
-    z = case.z.detach()
-    found += F.frequencies(z, case.head, backend="triton")[:2]
+    found += F.frequencies(case.z.detach(), case.head, backend="triton")[:2]
     found.append(F.dec_target(q.detach(), backend="triton"))
-    labels, sq_dist = F.kmeans_assign(z, z[:k], backend="triton")
-    found += [labels, sq_dist, *F.kmeans_update(z, labels, k, backend="triton")]
     return found
 
 
+def results_of_kmeans(shape: tuple[int, int, int]) -> list[Tensor]:
+    z, k = make_case("student_t", shape).z, shape[2]
+    labels, sq_dist = F.kmeans_assign(z, z[:k], backend="triton")
+    return [labels, sq_dist, *F.kmeans_update(z, labels, k, backend="triton")]
+
+
 @INTERPRETED
-@pytest.mark.parametrize("kind", ONE_OF_EACH)
+@pytest.mark.parametrize("kind", [*ONE_OF_EACH, "kmeans"])
 @pytest.mark.parametrize("shape", [(300, 5, 10), (200, 40, 70)], ids=["one_tile", "tiles"])
 def test_triton_results_do_not_depend_on_the_order_of_programs(
     monkeypatch: pytest.MonkeyPatch, kind: str, shape: tuple[int, int, int]
 ) -> None:
     from triton.runtime import interpreter
 
-    forwards = results(kind, shape)
+    def results() -> list[Tensor]:
+        return results_of_kmeans(shape) if kind == "kmeans" else results_of_a_head(kind, shape)
+
+    forwards = results()
     grids: list[range] = []
 
     def reversed_range(*bounds: int) -> Iterator[int]:
@@ -145,7 +151,7 @@ def test_triton_results_do_not_depend_on_the_order_of_programs(
 
     # The grid's loops are the only ones in that file's `GridExecutor`.
     monkeypatch.setattr(interpreter, "range", reversed_range, raising=False)
-    backwards = results(kind, shape)
+    backwards = results()
     monkeypatch.undo()
     assert any(len(grid) > 1 for grid in grids)
     for a, b in zip(forwards, backwards, strict=True):
@@ -198,14 +204,23 @@ def test_triton_waits_for_nothing_and_holds_nothing_of_n_times_k(kind: str) -> N
         snapshot = F.freeze_target(old.z, old.head, frequencies=f, **options)
         # The losses compute their gradients here; on the CPU, their backward looks at a number.
         F.target_loss(case.z, case.head, snapshot, **options)
-        F.kmeans_loss(case.z, old.z[:k], labels, **options)
-        found, _ = F.kmeans_assign(old.z, old.z[:k], **options)
-        F.kmeans_update(old.z, found, k, **options)
     assert watch.largest < n * k / 2
     with Watch():
         q = F.assign(case.z, case.head, **options)
         F.dec_target(q.detach(), **options)
         q.sum().backward()
+
+
+@INTERPRETED
+def test_triton_kmeans_waits_for_nothing_and_holds_nothing_of_n_times_k() -> None:
+    n, d, k = 260, 3, 150
+    z = make_case("student_t", (n, d, k)).z
+    options = {"backend": "triton", "check": False}
+    with Watch() as watch:
+        F.kmeans_loss(z.clone().requires_grad_(), z[:k], torch.arange(n) % k, **options)
+        labels, _ = F.kmeans_assign(z, z[:k], **options)
+        F.kmeans_update(z, labels, k, **options)
+    assert watch.largest < n * k / 2
 
 
 @INTERPRETED
