@@ -3,8 +3,8 @@
     python -m experiments.figures --data-dir DIR --data mnist_test
 
 Three panels, each on its own first two principal components, coloured by class: the rows, and the
-codes of the settings in PANELS. They have to have run on this machine before;
-the picture goes to docs/figures.
+codes of the settings in PANELS. They have to have run on this machine before; the picture goes to
+docs/figures.
 """
 
 from __future__ import annotations

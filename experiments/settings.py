@@ -47,6 +47,7 @@ DEPICT = {"method": "DEPICT", "image_shape": OF_THE_DATA}
 # Squared targets sharpen, but let clusters starve; the second term of eq. 4 as a loss keeps them.
 BALANCED = {"target": "published-code", "regularisers": {"Balance": {}}}
 VIEWS = {"augment": "auto", "image_shape": OF_THE_DATA}
+FULL = {**DEPICT, **BALANCED, **VIEWS}
 SETTINGS: dict[str, dict[str, Any]] = {
     "k-means": {"method": "k-means", "n_init": 20},
     "k-means-sklearn": {"method": "scikit-learn k-means", "n_init": 20},
@@ -83,23 +84,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "depict-exact": {**DEPICT, "target": "exact"},
     "depict-squared-views": {**DEPICT, **VIEWS, "target": "published-code"},
     "depict-balanced": {**DEPICT, **BALANCED},
-    "depict-balanced-views": {**DEPICT, **BALANCED, **VIEWS},
+    "depict-balanced-views": FULL,
     # Where the labels still move after 2,000 updates.
-    "depict-balanced-views-long": {**DEPICT, **BALANCED, **VIEWS, "max_updates": 4_000},
+    "depict-balanced-views-long": {**FULL, "max_updates": 4_000},
     # Both of what the published code has in place of the paper's: target, and weight of layers.
-    "depict-code-balanced-views": {**DEPICT, **BALANCED, **VIEWS, "hidden_weight": 0.1},
+    "depict-code-balanced-views": {**FULL, "hidden_weight": 0.1},
     # The same with one choice less, or another one.
-    "depict-balanced-views-paper": {**DEPICT, **BALANCED, **VIEWS, "target": "paper"},
-    "depict-balanced-views-exact": {**DEPICT, **BALANCED, **VIEWS, "target": "exact"},
-    "depict-balanced-views-noiseless": {**DEPICT, **BALANCED, **VIEWS, "corruption": 0.0},
-    "depict-balanced-views-not-joint": {
-        **DEPICT,
-        **BALANCED,
-        **VIEWS,
-        "joint": False,
-        "layer_updates": 800,
-    },
-    "depict-balanced-views-detached": {**DEPICT, **BALANCED, **VIEWS, "clean_gradient": False},
+    "depict-balanced-views-paper": {**FULL, "target": "paper"},
+    "depict-balanced-views-exact": {**FULL, "target": "exact"},
+    "depict-balanced-views-noiseless": {**FULL, "corruption": 0.0},
+    "depict-balanced-views-not-joint": {**FULL, "joint": False, "layer_updates": 800},
+    "depict-balanced-views-detached": {**FULL, "clean_gradient": False},
 }
 
 

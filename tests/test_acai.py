@@ -36,21 +36,10 @@ from deepclust.networks import (
 from tests.cases import as_numpy
 from tests.reference import acai as oracle
 from tests.test_dec import interrupt
-from tests.test_methods import assert_same
+from tests.test_methods import SMALL, K, N, assert_same
 
 # After so few updates it may be.
 pytestmark = pytest.mark.filterwarnings("ignore:only . of . clusters are used")
-
-N, K = 200, 4
-SMALL = {
-    "hidden": (16,),
-    "latent_dim": 4,
-    "tune_updates": 10,
-    "max_updates": 8,
-    "n_init": 1,
-    "batch_size": 64,
-    "random_state": 0,
-}
 
 
 @pytest.fixture(scope="module")

@@ -18,20 +18,13 @@ from deepclust.cluster.dcan import COLLAPSED, FLOOR
 from deepclust.datasets import load_digits
 from deepclust.networks import Discriminator
 from tests import reference
+from tests import test_methods as methods
 from tests.cases import as_numpy
 from tests.reference import adversarial as oracle
 from tests.test_regularisers import batch_of, started
 
 N, K, D = 200, 3, 3
-SMALL = {
-    "hidden": (16,),
-    "latent_dim": D,
-    "tune_updates": 0,
-    "max_updates": 8,
-    "n_init": 1,
-    "batch_size": 64,
-    "random_state": 0,
-}
+SMALL = {**methods.SMALL, "latent_dim": D, "tune_updates": 0}
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,17 @@ def variance_floor(z: Tensor) -> float:
     return max(1e-3 * float(z.double().var(0, correction=0).mean()), torch.finfo(z.dtype).tiny)
 
 
+def within_variances(z: Tensor, centroids: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    """The variances (K, D) of the rows z (n, D) of each cluster around its centroid.
+
+    They are 0 where nothing belongs to it; options are those of kmeans_update.
+    """
+    squares, n = F.kmeans_update(
+        (z - centroids[labels]).square(), labels, len(centroids), **options
+    )
+    return squares / n.clamp_min(1).unsqueeze(1)
+
+
 def gaussian_likelihood(z: Tensor, labels: np.ndarray[Any, Any]) -> float:
     """How well K Gaussians, one a cluster, explain the embedding: to tell ends of k-means apart.
 

@@ -13,7 +13,7 @@ from deepclust.cluster._checks import either
 from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Centroids, Clustering, Composition, Forward, Regulariser
 from deepclust.cluster._data import Rows
-from deepclust.cluster._start import START_BELOW, variance_floor
+from deepclust.cluster._start import START_BELOW, variance_floor, within_variances
 from deepclust.cluster._trainer import Batch, Epochs, Run
 from deepclust.cluster.regularisers import Reconstruction
 from deepclust.losses import Schedule, centre_cross_entropy
@@ -124,10 +124,8 @@ class EpochGaussians(EpochCentroids):
         """Labels and means as before, and the clusters' precisions (K, D)."""
         super().refresh(method, run, z)
         labels, centroids = run.state["labels"], method.layer.centroids
-        squares, n = F.kmeans_update(
-            (z - centroids[labels]).square(), labels, len(centroids), backend=method.backend
-        )
-        variances = (squares / n.clamp_min(1).unsqueeze(1)).clamp_min(variance_floor(z))
+        variances = within_variances(z, centroids, labels, backend=method.backend)
+        variances = variances.clamp_min(variance_floor(z))
         run.state["log precisions"] = -variances.log()
         if run.update == 0:
             # As VaDE's, and for its reason: at random they would know nothing of the codes' spread.

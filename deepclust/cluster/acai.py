@@ -116,7 +116,7 @@ class Interpolation(Regulariser):
 
         def losses(run: Run, batch: Batch) -> tuple[dict[str, Tensor], Any]:
             losses, aux = plain.losses(run, batch)
-            losses[self.name] = self.loss(method, run, batch, _forward(method, batch))
+            losses[self.name] = self.loss(method, run, batch, method.forward_of(run, batch))
             return losses, aux
 
         # Where rows weigh as a whole, as with SGD, this does too.
@@ -132,7 +132,7 @@ class Interpolation(Regulariser):
         self, method: Composition, run: Run, batch: Batch
     ) -> tuple[dict[str, Tensor], None]:
         """Both terms of the critic's loss, for a network that stays as it is."""
-        forward = _forward(method, batch)
+        forward = method.forward_of(run, batch)
         with torch.no_grad():
             between, alpha = _between(method, forward)
             real = self.gamma * forward.x + (1 - self.gamma) * forward.output
@@ -142,13 +142,6 @@ class Interpolation(Regulariser):
             "critic on rows": critic_error(critic(real)),
         }
         return losses, None
-
-
-def _forward(method: Composition, batch: Batch) -> Forward:
-    """The network on the rows of a batch, or on the views that it is trained on."""
-    if method.recipe.augment is None or batch.view is None:
-        return Forward(method, batch.x)
-    return Forward(method, batch.view)
 
 
 def _between(method: Composition, forward: Forward) -> tuple[Tensor, Tensor]:

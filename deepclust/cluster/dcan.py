@@ -18,7 +18,7 @@ from deepclust.cluster._checks import check_above_zero, check_at_least_zero, che
 from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Clustering, Composition, Forward, Regulariser
 from deepclust.cluster._data import Rows
-from deepclust.cluster._start import fit_mixture
+from deepclust.cluster._start import fit_mixture, within_variances
 from deepclust.cluster._trainer import Batch, Phase, Run, Stage
 from deepclust.cluster.regularisers import Reconstruction
 from deepclust.kernels._blocks import full_precision
@@ -307,10 +307,8 @@ def lloyd(z: Tensor, means: Tensor, options: dict[str, Any]) -> tuple[Tensor, Te
     """Sizes (K,), means and variances (K, D) of rows z (n, D) by their nearest mean."""
     labels, _ = F.kmeans_assign(z, means, **options)
     sums, n = F.kmeans_update(z, labels, len(means), **options)
-    size = n.clamp_min(1).unsqueeze(1)
-    means = sums / size
-    squares, _ = F.kmeans_update((z - means[labels]).square(), labels, len(means), **options)
-    return n, means, squares / size
+    means = sums / n.clamp_min(1).unsqueeze(1)
+    return n, means, within_variances(z, means, labels, **options)
 
 
 def maximisation(z: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:

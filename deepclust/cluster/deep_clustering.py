@@ -65,8 +65,9 @@ class KMeansLoss(Centroids):
         """Centroids and labels by k-means, on whitened features if so asked."""
         if isinstance(method.layer, Whitened):
             method.layer.forget()  # what an earlier start found
-            method.layer.fit(method.embedded(run))
             z = method.embedded(run)
+            method.layer.fit(z)
+            z = method.project(z)
         super().start(method, run, z)
 
     def losses(
