@@ -87,6 +87,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "depict-balanced-views": FULL,
     # Where the labels still move after 2,000 updates.
     "depict-balanced-views-long": {**FULL, "max_updates": 4_000},
+    # The same length; every 20 passes the encoder is moved towards fresh weights.
+    "depict-balanced-views-resets": {
+        **FULL,
+        "max_updates": 4_000,
+        "interventions": {"SoftReset": {}},
+    },
     # Both of what the published code has in place of the paper's: target, and weight of layers.
     "depict-code-balanced-views": {**FULL, "hidden_weight": 0.1},
     # The same with one choice less, or another one.

@@ -42,7 +42,8 @@ papers, had failed on two seeds of Optdigits. Both are in the tables. The settin
 they were added when the plain ones had fallen short of published figures on USPS. `-balanced` keeps
 the sizes of clusters alike by a loss: it was added when a cluster of MNIST-test had starved to 4 of
 10,000 rows. `-long` was added when 1.4 % of the labels of USPS still changed at each pass after
-2,000 updates, `-code` when USPS had fallen short. Two more variants were tried on USPS and given up
+2,000 updates, `-code` and `-resets` when USPS had fallen short; resets have the strength and the
+interval that they were published with. Two more variants were tried on USPS and given up
 midway for their accuracy: batches of 100 (75 % after 3,500 of 5,120 updates), and a start by Ward's
 method along nearest neighbours (67 % after 215, where k-means' had 69 %).
 

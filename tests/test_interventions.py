@@ -22,6 +22,7 @@ from deepclust.cluster import (
     SoftReset,
 )
 from deepclust.datasets import load_digits
+from deepclust.networks.autoencoder import redraw
 from tests.test_regularisers import K, started
 
 N = 60
@@ -78,9 +79,7 @@ def test_soft_reset_goes_part_of_the_way_to_fresh_weights(rows):
     # From the run's own generator, so that a run with the same seed has the same resets.
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31 - 1, (1,), generator=drawn)))
-        for module in fresh.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+        redraw(fresh)
     for name, value in run.method.network.state_dict().items():
         old = before[f"network.{name}"]
         if name.startswith("encoder") and name.endswith(("weight", "bias")):

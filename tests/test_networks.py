@@ -21,6 +21,7 @@ from deepclust.networks import (
     features,
     features_width,
 )
+from deepclust.networks.autoencoder import redraw
 from deepclust.networks.images import to_images, to_rows
 
 ACTIVATIONS = {
@@ -215,8 +216,32 @@ def test_init_std():
 
 
 @pytest.mark.parametrize(
+    "network",
+    [
+        MLPAutoencoder((30, 20, 5), init_std="glorot"),
+        VariationalAutoencoder((30, 20, 5), init_std="glorot"),
+        ConvAutoencoder((16, 16), 5, layers="depict-usps", init_std="glorot"),
+        ACAIAutoencoder((16, 16), 8),
+        VariationalAutoencoder((30, 20, 5), init_std=0.05),
+        MLPAutoencoder((30, 20, 5)),
+    ],
+)
+def test_weights_drawn_again_are_drawn_as_at_first(network):
+    first = {name: p.detach().clone() for name, p in network.named_parameters()}
+    redraw(network)
+    for name, parameter in network.named_parameters():
+        if name.endswith("weight"):
+            assert not torch.equal(parameter, first[name]), name
+            ratio = float(parameter.detach().std() / first[name].std())
+            assert 0.75 < ratio < 1.33, (name, ratio)  # PyTorch's are about half of Glorot's
+        elif network.__dict__.get("init_std"):
+            assert not parameter.any(), name
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"init_std": "he"}, "init_std: got 'he'; it takes a number, 'glorot' or None"),
         ({"sizes": (5,)}, r"sizes: got \(5,\); it takes two or more integers of at least 1"),
         ({"sizes": 5}, "sizes: got 5; it takes two or more"),
         ({"sizes": (5, 0)}, r"sizes: got \(5, 0\)"),

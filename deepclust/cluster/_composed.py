@@ -215,7 +215,8 @@ class ComposedEstimator(DeepEstimator):
                 return ACAIAutoencoder(shape, s["latent_dim"], width=ACAI_WIDTHS[s["hidden"]])
             layers = {} if s["hidden"] is None else {"layers": s["hidden"]}
             options = self._network_options(s)
-            options.pop("init_std", None)  # for fully connected layers alone
+            if options.get("init_std") != "glorot":
+                options.pop("init_std", None)  # a deviation for fully connected layers alone
             return ConvAutoencoder(shape, s["latent_dim"], **layers, **options)
         kinds = {"mlp": MLPAutoencoder, "variational": VariationalAutoencoder}
         if kind not in kinds:

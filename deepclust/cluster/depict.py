@@ -347,11 +347,4 @@ class DEPICT(ComposedEstimator):
     def _network(self, s: dict[str, Any], n_features: int) -> Autoencoder:
         if s["network"] == "conv" and s["hidden"] is None:
             s = {**s, "hidden": "depict-mnist"}
-        network = super()._network(s, n_features)
-        if isinstance(s["network"], str) and self.encoder is None:
-            for layer in network.modules():  # as the published code draws them
-                if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-                    nn.init.xavier_uniform_(layer.weight)
-                    assert layer.bias is not None
-                    nn.init.zeros_(layer.bias)
-        return network
+        return super()._network({**s, "init_std": "glorot"}, n_features)  # as the published code

@@ -12,6 +12,7 @@ from deepclust.cluster._checks import as_length
 from deepclust.cluster._composition import Composition, Intervention
 from deepclust.cluster._trainer import Epochs, Length, Run
 from deepclust.kernels._checks import is_number
+from deepclust.networks.autoencoder import redraw
 
 __all__ = ["CollapseGuard", "SoftReset"]
 
@@ -23,8 +24,8 @@ TWENTY = Epochs(20)
 class SoftReset(Intervention):
     """Every so often, move the encoder towards fresh weights and cluster again.
 
-    theta <- keep theta + (1 - keep) phi, phi freshly drawn; then the clusters start anew on the new
-    embedding, and the optimiser forgets their moments (BRB: Miklautz et al., 2025).
+    theta <- keep theta + (1 - keep) phi, phi drawn as theta was at first; then the clusters start
+    anew on the new embedding, and the optimiser forgets their moments (BRB: Miklautz et al., 2025).
 
     Args:
         every: Updates between two resets, or Epochs(n); they happen at refreshes.
@@ -53,9 +54,7 @@ class SoftReset(Intervention):
             old = {name: p.clone() for name, p in method.network.named_parameters()}
             # Statistics that layers keep of the data go with the weights that stay.
             kept = {name: b.clone() for name, b in method.network.named_buffers()}
-            for module in method.network.modules():
-                if callable(reset := getattr(module, "reset_parameters", None)):
-                    reset()
+            redraw(method.network)
             for name, buffer in method.network.named_buffers():
                 buffer.copy_(kept[name])
         encoder = {id(parameter) for parameter in method.network.encoder_parameters()}

@@ -116,9 +116,12 @@ class LayeredAutoencoder(Autoencoder):
         activation: "relu", "leaky_relu" (slope 0.01), "sigmoid" or "tanh".
         code: "linear", "sigmoid" or "tanh".
         output: "linear", "sigmoid" or "tanh".
+        init_std: Weights are drawn from N(0, init_std^2), or, if "glorot", uniformly within
+            sqrt(6 / (fan-in + fan-out)) (Glorot and Bengio, 2010), and biases start at 0; by
+            default both follow PyTorch's own rule, uniform within 1/sqrt(fan-in).
 
     Raises:
-        ValueError: If an activation is none of those above.
+        ValueError: If a parameter is none of those above.
 
     Example:
         >>> import torch
@@ -140,8 +143,11 @@ class LayeredAutoencoder(Autoencoder):
         activation: str,
         code: str,
         output: str,
+        init_std: float | str | None,
     ) -> None:
         super().__init__(widths[0], widths[-1])
+        if isinstance(init_std, str) and init_std != "glorot":
+            raise ValueError(f"init_std: got {init_std!r}; it takes a number, 'glorot' or None")
         for name, value, taken in (
             ("activation", activation, ("relu", "leaky_relu", "sigmoid", "tanh")),
             ("code", code, ("linear", "sigmoid", "tanh")),
@@ -152,6 +158,21 @@ class LayeredAutoencoder(Autoencoder):
         self.widths = tuple(widths)
         self.activation, self.code, self.output = activation, code, output
         self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
+        self.init_std = init_std
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights that `init_std` is for; else they are as each layer draws its own."""
+        if self.init_std is None:
+            return
+        for layer in self.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+                if isinstance(self.init_std, str):
+                    nn.init.xavier_uniform_(layer.weight)
+                else:
+                    nn.init.normal_(layer.weight, std=self.init_std)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
 
     @property
     def n_layers(self) -> int:
@@ -254,6 +275,16 @@ class LayeredAutoencoder(Autoencoder):
     def decoder_parameters(self) -> list[nn.Parameter]:
         """The parameters that only reconstructions depend on."""
         return list(self.decoder.parameters())
+
+
+def redraw(network: nn.Module) -> None:
+    """Draw all weights again, by the `reset_parameters` of each layer and then of what holds it."""
+
+    def draw(module: nn.Module) -> None:
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+
+    network.apply(draw)
 
 
 def features(layers: Sequence[Tensor], which: Literal["last"] | Sequence[int] = "last") -> Tensor:

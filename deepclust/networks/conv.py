@@ -44,6 +44,7 @@ class ConvAutoencoder(LayeredAutoencoder):
         activation: As in `MLPAutoencoder`, as are the next two.
         code: Of the code.
         output: Of the reconstruction.
+        init_std: As in `MLPAutoencoder`.
 
     Attributes:
         shapes: (C, H, W) of the image and of the output of each convolution.
@@ -71,6 +72,7 @@ class ConvAutoencoder(LayeredAutoencoder):
         activation: str = "relu",
         code: str = "linear",
         output: str = "linear",
+        init_std: float | str | None = None,
     ) -> None:
         size = image_size(image_shape)
         if code_width < 1:
@@ -103,6 +105,7 @@ class ConvAutoencoder(LayeredAutoencoder):
             activation=activation,
             code=code,
             output=output,
+            init_std=init_std,
         )
         self.image_size, self.shapes = size, shapes
 

@@ -6,7 +6,7 @@ import copy
 
 from torch import Tensor, nn
 
-from deepclust.networks.autoencoder import Autoencoder
+from deepclust.networks.autoencoder import Autoencoder, redraw
 
 
 class Critic(nn.Module):
@@ -33,14 +33,8 @@ class Critic(nn.Module):
         for name, none in (("decoder", None), ("code", "linear")):
             if hasattr(self.network, name):
                 setattr(self.network, name, none)
-        self.network.apply(_draw)
+        redraw(self.network)
 
     def forward(self, x: Tensor) -> Tensor:
         """Numbers (N,) of rows x (N, n_features)."""
         return self.network.encode(x).mean(1)
-
-
-def _draw(module: nn.Module) -> None:
-    draw = getattr(module, "reset_parameters", None)
-    if draw is not None:
-        draw()

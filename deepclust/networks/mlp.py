@@ -23,12 +23,13 @@ class MLPAutoencoder(LayeredAutoencoder):
             "sigmoid" or "tanh".
         code: Of the code: "linear", "sigmoid" or "tanh".
         output: Of the reconstruction: "linear", "sigmoid" or "tanh".
-        init_std: Weights are drawn from N(0, init_std^2), biases start at 0; by default both follow
-            PyTorch's own rule, uniform within 1/sqrt(fan-in).
+        init_std: Weights are drawn from N(0, init_std^2), or, if "glorot", uniformly within
+            sqrt(6 / (fan-in + fan-out)), and biases start at 0; by default both follow PyTorch's
+            own rule, uniform within 1/sqrt(fan-in).
 
     Raises:
-        ValueError: If there are fewer than two sizes, one is below 1, or an activation is none of
-            those above.
+        ValueError: If there are fewer than two sizes, one is below 1, or another parameter is none
+            of those above.
 
     Example:
         >>> import torch
@@ -45,7 +46,7 @@ class MLPAutoencoder(LayeredAutoencoder):
         activation: str = "relu",
         code: str = "linear",
         output: str = "linear",
-        init_std: float | None = None,
+        init_std: float | str | None = None,
     ) -> None:
         try:
             widths = tuple(index(size) for size in sizes)
@@ -62,12 +63,5 @@ class MLPAutoencoder(LayeredAutoencoder):
             activation=activation,
             code=code,
             output=output,
+            init_std=init_std,
         )
-        self.init_std = init_std
-        for layer in (*encoder, *decoder):
-            self._draw(layer)
-
-    def _draw(self, layer: nn.Linear) -> None:
-        if self.init_std is not None:
-            nn.init.normal_(layer.weight, std=self.init_std)
-            nn.init.zeros_(layer.bias)

@@ -46,11 +46,11 @@ class VariationalAutoencoder(MLPAutoencoder):
         activation: str = "relu",
         code: str = "linear",
         output: str = "linear",
-        init_std: float | None = None,
+        init_std: float | str | None = None,
     ) -> None:
         super().__init__(sizes, activation=activation, code=code, output=output, init_std=init_std)
         self.log_var = nn.Linear(self.widths[-2], self.widths[-1])
-        self._draw(self.log_var)
+        self.reset_parameters()
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (N, d_m) of q(z | x) for rows x (N, d_0)."""
