@@ -6,6 +6,7 @@ import copy
 import warnings
 from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from deepclust import functional as F
 from deepclust.cluster import DEC, KMeans
 from deepclust.cluster._composition import Composition
 from deepclust.cluster._data import Rows
-from deepclust.cluster._start import gaussian_likelihood
+from deepclust.cluster._start import Start, gaussian_likelihood
 from deepclust.cluster._trainer import Run, Settings
 from deepclust.datasets import load_digits
 from deepclust.kernels import adam
@@ -179,6 +180,27 @@ def test_gaussian_likelihood_is_the_formula_and_sees_shape():
     assert scores["apart"] > scores["across"]
     # One row in a cluster of its own is finite.
     assert np.isfinite(gaussian_likelihood(torch.from_numpy(z), (np.arange(800) == 0) * 1))
+
+
+def test_criterion_is_of_the_first_start_and_later_ones_keep_least_inertia():
+    rng = np.random.default_rng(0)
+    # Side by side, with the better Gaussians where they are cut apart; the lower inertia across.
+    z = np.concatenate([rng.normal(size=(400, 2)) * (1.7, 0.1) + (0, y) for y in (-1, 1)])
+    z = torch.from_numpy(z)
+    start = Start(2, "random", 60, "gaussian", "auto")
+    found = {}
+    for stage, update in (("cluster", 0), ("cluster", 40), ("recluster", 0)):
+        seeds = iter(range(60))
+        run = SimpleNamespace(
+            stage=SimpleNamespace(name=stage), update=update, seed=lambda _, s=seeds: next(s)
+        )
+        centroids, labels = start(run, z)
+        inertia = float((z - centroids[labels]).square().sum())
+        found[stage, update] = gaussian_likelihood(z, labels.numpy()), inertia
+    first, later, last = found.values()
+    assert later == last
+    assert first[0] > later[0]
+    assert first[1] > later[1]
 
 
 def test_the_best_restart_is_kept(digits):

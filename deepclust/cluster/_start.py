@@ -28,7 +28,7 @@ class Start:
         init: "k-means++", "random", or centroids (K, D).
         n_init: Restarts; from given centroids there is one, as k-means always ends the same.
         criterion: Which to keep: that of least "inertia", or that in which one "gaussian" a cluster
-            explains the embedding best.
+            explains the embedding best. Where clusters start again it is that of least inertia.
         backend: Of the kernels.
     """
 
@@ -41,6 +41,10 @@ class Start:
     def __call__(self, run: Run, z: Tensor) -> tuple[Tensor, Tensor]:
         """Centroids (K, D) and labels (N,) of embeddings z (N, D)."""
         best = -math.inf
+        # Codes have clusters of any form. Embeddings that a clustering has trained have tight ones,
+        # some of hardly a width in some directions, which are then all that a Gaussian counts.
+        first = run.stage.name == "cluster" and run.update == 0
+        gaussian = self.criterion == "gaussian" and first
         for _ in range(self.n_init if isinstance(self.init, str) else 1):
             kmeans = KMeans(
                 self.n_clusters,
@@ -49,7 +53,6 @@ class Start:
                 random_state=run.seed("k-means"),
                 backend=self.backend,
             ).fit(z)
-            gaussian = self.criterion == "gaussian"
             score = gaussian_likelihood(z, kmeans.labels_) if gaussian else -kmeans.inertia_
             if score > best:
                 best = score

@@ -144,7 +144,8 @@ class DeepClustering(ComposedEstimator):
         n_init: Restarts of k-means.
         init_criterion: Which restart to keep: that of least "inertia", or that in which one
             "gaussian" a cluster, of any shape, explains the embedding best. Ends of k-means that
-            differ by a thousandth in inertia can be far apart in what they found.
+            differ by a thousandth in inertia can be far apart in what they found. Where clusters
+            start again, on embeddings that they have trained, it is that of least inertia.
         freeze_encoder: Train the clusters alone; the embedding is computed once.
         regularisers: Other losses: Reconstruction, Balance, Locality, SelfAugmentation,
             Interpolation.
