@@ -1,8 +1,8 @@
 """Figure 1 of DEPICT's paper, from runs of experiments/run.py.
 
-    python -m experiments.figures --data-dir DIR --data mnist_test
+    python -m experiments.figures --data-dir DIR --data usps_11000
 
-Three panels, each on its own first two principal components, coloured by class: the rows, and the
+The paper's three panels and one more, each on its own first two principal components, coloured by class: the rows, and the
 codes of the settings in PANELS. They have to have run on this machine before; the picture goes to
 docs/figures.
 """
@@ -21,13 +21,17 @@ from deepclust.plots import Moment, embedding
 from experiments.run import HERE, load, plan
 from experiments.settings import DATA, SETTINGS
 
-PANELS = {"not joint": "depict-balanced-views-not-joint", "joint": "depict-balanced-views"}
+PANELS = {
+    "not joint": "depict-balanced-views-not-joint",
+    "joint": "depict-balanced-views",
+    "joint, with resets": "depict-balanced-views-resets-long",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--data", choices=DATA, default="mnist_test")
+    parser.add_argument("--data", choices=DATA, default="usps_11000")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=HERE / "cache")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "figures")

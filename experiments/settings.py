@@ -93,6 +93,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "max_updates": 4_000,
         "interventions": {"SoftReset": {}},
     },
+    "depict-balanced-views-resets-long": {
+        **FULL,
+        "max_updates": 8_000,
+        "interventions": {"SoftReset": {}},
+    },
     # Both of what the published code has in place of the paper's: target, and weight of layers.
     "depict-code-balanced-views": {**FULL, "hidden_weight": 0.1},
     # The same with one choice less, or another one.
