@@ -19,6 +19,7 @@ from deepclust.cluster import (
     Interpolation,
     KMeansLoss,
     Reconstruction,
+    VaDE,
 )
 from deepclust.cluster._data import Rows
 from deepclust.cluster._trainer import Batch, Run, Settings
@@ -503,6 +504,27 @@ def test_a_decoder_without_a_reconstruction_stays(rows, kind, moved):
 
     kind(K, **SMALL, regularisers=[Interpolation()], callbacks=[record]).fit(rows)
     assert torch.equal(seen[0], seen[-1]) != moved
+
+
+@pytest.mark.parametrize(
+    ("estimator", "width"),
+    [
+        (lambda **given: IDEC(K, **SMALL, **given), 1),
+        (lambda **given: DCN(K, **SMALL, **given), 64),
+        (lambda **given: VaDE(K, **SMALL, **given), 64),
+    ],
+    ids=["idec", "dcn", "vade"],
+)
+def test_it_weighs_as_much_beside_a_reconstruction_of_whole_rows(rows, estimator, width):
+    part = Interpolation()
+    run, x = run_of(estimator(regularisers=[part]), "cluster", width=64, dtype=torch.float32)
+    method, batch = run.method, Batch(x[:9], slice(0, 9))
+    forward = method.forward_of(run, batch)
+    torch.manual_seed(2)
+    between = method.decode(interpolation(forward.layers[-1], 0.5 * torch.rand(9)))
+    error = critic_error(method.opponents["interpolation"](between))
+    torch.manual_seed(2)
+    torch.testing.assert_close(part.loss(method, run, batch, forward), width * error)
 
 
 def test_a_critic_sees_the_views_that_the_network_is_trained_on(rows):

@@ -105,6 +105,8 @@ class Part:
     weight: Schedule
     # Whether its loss needs the decoder, which is then trained on.
     decodes = False
+    # Whether it reconstructs rows as a whole: the sum over their elements, not the mean.
+    per_row = False
 
     def prepare(self, method: Composition, rows: Rows) -> None:
         """Refuse a method or data that this part cannot work with, before anything is trained."""

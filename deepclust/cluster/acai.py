@@ -67,7 +67,8 @@ class Interpolation(Regulariser):
     term. A critic that can tell nothing says 1/8 to everything, and errs by 1/48 + 1/64 = 0.036.
 
     Args:
-        weight: lambda, a number or a schedule; relative to the reconstruction per element.
+        weight: lambda, a number or a schedule; relative to the reconstruction per element. Where
+            the method reconstructs rows as a whole, the loss is multiplied by their width too.
         gamma: The share of the row itself in what the critic is to call real, from 0 to 1.
         lr: Learning rate of the critic, by Adam; by default its optimiser is that of the stage.
     """
@@ -97,8 +98,8 @@ class Interpolation(Regulariser):
 
     def loss(self, method: Composition, run: Run, batch: Batch, forward: Forward) -> Tensor:
         """How far the critic is from calling what lies between the codes real."""
-        between, _ = _between(method, forward)
-        return critic_error(self._critic(method)(between))
+        width = forward.x.shape[1] if any(part.per_row for part in method.parts) else 1
+        return self._fooled(method, forward) * width
 
     def extend(self, method: Composition, stage: Stage) -> Stage:
         """After each step of the network the critic takes one."""
@@ -116,7 +117,7 @@ class Interpolation(Regulariser):
 
         def losses(run: Run, batch: Batch) -> tuple[dict[str, Tensor], Any]:
             losses, aux = plain.losses(run, batch)
-            losses[self.name] = self.loss(method, run, batch, method.forward_of(run, batch))
+            losses[self.name] = self._fooled(method, method.forward_of(run, batch))
             return losses, aux
 
         # Where rows weigh as a whole, as with SGD, this does too.
@@ -124,6 +125,10 @@ class Interpolation(Regulariser):
         weights = {**plain.weights, self.name: partial(_product, self.weight, by)}
         network = replace(plain, losses=losses, weights=weights)
         return self.extend(method, replace(stage, phases=(network, *others)))
+
+    def _fooled(self, method: Composition, forward: Forward) -> Tensor:
+        between, _ = _between(method, forward)
+        return critic_error(self._critic(method)(between))
 
     def _critic(self, method: Composition) -> torch.nn.Module:
         return method.opponents[self.name]

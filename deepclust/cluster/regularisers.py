@@ -50,6 +50,11 @@ class Reconstruction(Regulariser):
         if self.per not in ("element", "row"):
             raise ValueError(f"per: got {self.per!r}; it takes 'element' or 'row'")
 
+    @property
+    def per_row(self) -> bool:  # type: ignore[override]
+        """Whether it is the error of a row as a whole."""
+        return self.per == "row"
+
     def prepare(self, method: Composition, rows: Rows) -> None:
         """There has to be a decoder, and something to draw from."""
         if not method.network.has_decoder:
@@ -60,7 +65,7 @@ class Reconstruction(Regulariser):
     def loss(self, method: Composition, run: Run, batch: Batch, forward: Forward) -> Tensor:
         """The error of the batch."""
         output = forward.sample_output if self.sampled else forward.output
-        width = output.shape[1] if self.per == "row" else 1
+        width = output.shape[1] if self.per_row else 1
         return losses.reconstruction(output, forward.x) * width
 
 

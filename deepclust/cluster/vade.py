@@ -68,6 +68,7 @@ class Mixture(Clustering):
 
     name = "divergence"
     decodes = True
+    per_row = True
     has_targets = False
 
     def __post_init__(self) -> None:
