@@ -33,6 +33,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from deepclust import _files, backends, cluster, datasets, metrics
+from deepclust.cluster._composition import Part
+from experiments import geometry
 from experiments.settings import DATA, OF_THE_DATA, SETTINGS, Data, rules
 
 HERE = Path(__file__).parent
@@ -46,8 +48,13 @@ class DenoisedKMeans(cluster.DEPICT):
         """Train, then cluster."""
         super().fit(X, resume=resume)
         options = {"n_init": self.n_init, "random_state": self.random_state}
-        self.labels_ = cluster.KMeans(self.n_clusters, **options).fit_predict(self.transform(X))
+        self.kmeans_ = cluster.KMeans(self.n_clusters, **options).fit(self.transform(X))
+        self.labels_ = self.kmeans_.labels_
         return self
+
+    def predict(self, X: Any) -> Any:
+        """The nearest centroid."""
+        return self.kmeans_.predict(self.transform(X))
 
 
 # Methods that are not names of deepclust.cluster.
@@ -68,6 +75,12 @@ PRETRAINING = (
     *("corruption", "joint", "hidden_weight", "clean_gradient"),  # of DEPICT's
     *PRETRAINING_ALONE,
 )
+# Estimators that train their own autoencoder, and what it takes beside PRETRAINING. The others
+# begin with DEC's, and the variances of VaDE's begin with its clustering.
+OWN_PRETRAINING: dict[Any, tuple[str, ...]] = {
+    cluster.DEPICT: (),
+    cluster.ACAI: ("lam", "gamma", "critic_lr"),
+}
 # Those that do not change what is computed, or are no setting's own.
 NOT_CONFIG = (
     *("backend", "callbacks", "checkpoint", "copy_x", "cuda_graphs", "device", "n_jobs"),
@@ -120,7 +133,9 @@ def plan(
     kind = METHODS.get(method) or getattr(cluster, method, None)
     if kind is None:
         raise RefusedError(f"deepclust.cluster has no {method}")
-    n, k = len(loaded), spec.n_clusters
+    n, k = len(loaded) - spec.held_out, spec.n_clusters
+    if spec.held_out and not hasattr(kind, "predict"):
+        raise RefusedError(f"{method} cannot predict the rows that are held out")
     given = {key: value for key, value in setting.items() if key not in ("method", "subsample")}
     ruled = {} if method in SHALLOW else rules(setting, n, k)
     given |= {key: value for key, value in ruled.items() if key not in given}
@@ -137,6 +152,7 @@ def plan(
             "n_features": loaded.X.shape[1],
             "unit_rows": spec.unit_rows,
             "subsample": subsample if subsample < n else None,
+            **{name: value for name in ("pool", "held_out") if (value := getattr(spec, name))},
         },
         "method": method,
         "given": given,
@@ -145,17 +161,22 @@ def plan(
     }
     pretrain = None
     if method not in SHALLOW:
-        # One autoencoder serves every method; the variances of VaDE's begin with its clustering.
-        trainer = cluster.DEPICT if issubclass(kind, cluster.DEPICT) else cluster.DEC
-        start = {key: given[key] for key in PRETRAINING if key in given}
+        trainer = next((own for own in OWN_PRETRAINING if issubclass(kind, own)), cluster.DEC)
+        names = (*PRETRAINING, *OWN_PRETRAINING.get(trainer, ()))
+        start = {key: given[key] for key in names if key in given}
+        if kind is cluster.DCAN:
+            start.pop("preset", None)  # they differ in the clustering alone
         start |= {"n_clusters": k, "max_updates": 0, "n_init": 1}
         values = resolved(trainer, start)
-        config["pretraining"] = {key: values[key] for key in PRETRAINING if key in values}
+        config["pretraining"] = {key: values[key] for key in names if key in values}
+        parts = given.get("regularisers", {})
+        if parts := {name: parts[name] for name in parts if extends_pretraining(name)}:
+            start["regularisers"] = config["pretraining"]["regularisers"] = parts
         for key in PRETRAINING_ALONE:
             config["parameters"].pop(key, None)
 
         def pretrain(**more: Any) -> Any:
-            return trainer(**start, random_state=seed, **more)
+            return trainer(**_with_parts(start), random_state=seed, **more)
 
     def make(**more: Any) -> Any:
         return kind(**_with_parts(given), random_state=seed, **more)
@@ -176,6 +197,11 @@ def resolved(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
         if values.get(name) is None:
             values[name] = value
     return {name: value for name, value in values.items() if name not in NOT_CONFIG}
+
+
+def extends_pretraining(regulariser: str) -> bool:
+    """Whether the autoencoder is trained with this regulariser before there are clusters too."""
+    return getattr(cluster, regulariser).extend_pretraining is not Part.extend_pretraining
 
 
 def _with_parts(given: dict[str, Any]) -> dict[str, Any]:
@@ -213,50 +239,64 @@ def run(job: Job, loaded: datasets.Dataset, cache: Path, device: str) -> dict[st
     """Fit, and return what JSON holds of the result."""
     X: Any = loaded.X
     y: Any = loaded.y
+    n = job.config["data"]["n_rows"]
+    (X, later), (y, later_y) = ((values[:n], values[n:]) for values in (X, y))
     if job.config["data"]["subsample"] is not None:
         rng = np.random.default_rng(job.seed)
-        rows = np.sort(rng.choice(len(loaded), job.config["data"]["subsample"], replace=False))
+        rows = np.sort(rng.choice(n, job.config["data"]["subsample"], replace=False))
         X, y = X[rows], y[rows]
     result: dict[str, Any] = {}
     if job.pretrain is None:
-        dense = X.toarray() if hasattr(X, "toarray") else X
+        X, later = (
+            np.asarray(rows.toarray() if hasattr(rows, "toarray") else rows, np.float32)
+            for rows in (X, later)
+        )
         start = time.perf_counter()
-        estimator = job.make().fit(np.asarray(dense, np.float32))
+        estimator = job.make().fit(X)
         seconds = time.perf_counter() - start
     else:
         trained = network(job, X, cache, device)
         checkpoint = job.checkpoint(cache)
         estimator = job.make(
             pretrained=trained["network"],
-            callbacks=[figures(y)],
+            callbacks=[handed_on(trained.get("opponents", {})), figures(y)],
             checkpoint=checkpoint,
             device=device,
             verbose=int(sys.stderr.isatty()),
         )
         seconds = fit(estimator, X, checkpoint)
-        _files.write_npy(job.codes(cache), estimator.transform(X))
+        codes = estimator.transform(X)
+        _files.write_npy(job.codes(cache), codes)
         result = {
+            "embedding": geometry.describe(codes, estimator.labels_, y, job.seed),
             "pretraining": {name: trained[name] for name in ("seconds", "updates", "history")},
             "updates": estimator.n_iter_,
             "stopped": estimator.stop_reasons_,
             "history": thinned(estimator.history_),
         }
     sizes = np.bincount(estimator.labels_, minlength=job.config["given"]["n_clusters"])
-    found = {
-        "acc": metrics.clustering_accuracy(y, estimator.labels_),
-        "nmi": metrics.normalized_mutual_info(y, estimator.labels_),
-        "ari": metrics.adjusted_rand(y, estimator.labels_),
-    }
+    if len(later_y):
+        result["held_out"] = scores(later_y, estimator.predict(later))
     return {
-        **{name: round(value, 6) for name, value in found.items()},
+        **scores(y, estimator.labels_),
         "sizes": sizes.tolist(),
         "seconds": round(seconds, 1),
         **result,
     }
 
 
+def scores(y: Any, labels: Any) -> dict[str, float]:
+    """Accuracy, NMI and ARI."""
+    found = {
+        "acc": metrics.clustering_accuracy(y, labels),
+        "nmi": metrics.normalized_mutual_info(y, labels),
+        "ari": metrics.adjusted_rand(y, labels),
+    }
+    return {name: round(value, 6) for name, value in found.items()}
+
+
 def network(job: Job, X: Any, cache: Path, device: str) -> dict[str, Any]:
-    """The autoencoder that the run begins with, from the cache or trained now."""
+    """The autoencoder that the run begins with, and its opponents: cached, or trained now."""
     file, kind = job.network(cache), "pretrained network"
     if file.exists():
         tree: dict[str, Any] = _files.load_tree(file, kind=kind)
@@ -268,6 +308,7 @@ def network(job: Job, X: Any, cache: Path, device: str) -> dict[str, Any]:
     series = estimator.history_.items()
     tree = {
         "network": dict(estimator.network_.state_dict()),
+        "opponents": dict(estimator._method.opponents.state_dict()),
         "seconds": round(seconds, 1),
         "updates": estimator.n_iter_,
         "history": thinned({name: s for name, s in series if not name.startswith("cluster/")}),
@@ -292,6 +333,18 @@ def fit(estimator: Any, X: Any, checkpoint: Path) -> float:
     checkpoint.unlink(missing_ok=True)
     clock.unlink()
     return seconds
+
+
+def handed_on(opponents: dict[str, Any]) -> Callable[[Any], None]:
+    """A callback that lets the critic, as the network, go on from its pre-training."""
+
+    def load(run: Any) -> None:
+        if opponents and run.stage.name == "cluster" and run.update == 0:
+            # Not strict: a variational encoder's critic has a layer more, which it does not use.
+            unknown = run.method.opponents.load_state_dict(opponents, strict=False).unexpected_keys
+            assert not unknown, unknown
+
+    return load
 
 
 def figures(y: Any) -> Callable[[Any], None]:
@@ -319,11 +372,16 @@ def load(folder: Path, spec: Data) -> datasets.Dataset:
     loaded = datasets.load(folder / spec.file)
     X: Any = loaded.X
     y: Any = loaded.y
+    shape = loaded.image_shape
     if spec.last is not None:
         X, y = X[-spec.last :], y[-spec.last :]
+    if spec.pool:
+        height, width = (side // spec.pool for side in shape[:2])
+        blocks = X.reshape(len(X), height, spec.pool, width, spec.pool)
+        X, shape = blocks.mean((2, 4), dtype=np.float32).reshape(len(X), -1), (height, width)
     if spec.unit_rows:
         X = X / np.linalg.norm(X, axis=1, keepdims=True)
-    return datasets.Dataset(X, y, loaded.image_shape, loaded.name)
+    return datasets.Dataset(X, y, shape, loaded.name)
 
 
 def conditions(threads: int, device: str) -> dict[str, Any]:

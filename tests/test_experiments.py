@@ -14,7 +14,7 @@ from scipy import sparse
 from sklearn.datasets import make_blobs
 
 from deepclust import cluster
-from experiments import figures, run, tables
+from experiments import figures, geometry, run, tables
 from experiments.published import PUBLISHED, SOURCES, Published
 from experiments.settings import DATA, OF_THE_DATA, SETTINGS, Data, rules
 
@@ -325,6 +325,136 @@ def test_figure_1_of_depicts_paper(grid, tmp_path, monkeypatch):
     assert grid("depict", "depict-not-joint", settings=DEPICTS) == 0
     assert figures.main(asked) == 0
     assert (tmp_path / "pictures" / "depict-blobs.png").stat().st_size > 10_000
+
+
+CRITIC = {"regularisers": {"Interpolation": {}}}
+WITH_CRITIC = {
+    "ae": GRID["ae"],
+    "dec": GRID["dec"],
+    "ae-critic": {**GRID["ae"], **CRITIC},
+    "dec-critic": {**GRID["dec"], **CRITIC},
+    "dec-critic-balance": {**GRID["dec"], "regularisers": {"Interpolation": {}, "Balance": {}}},
+    "dec-balance": {**GRID["dec"], "regularisers": {"Balance": {}}},
+    "vade-critic": {"method": "VaDE", "max_updates": 5, **TINY, **CRITIC},
+}
+
+
+def test_a_critic_is_trained_once_with_its_network_and_goes_on_from_there(
+    grid, tmp_path, monkeypatch
+):
+    critics = []
+    hand_on = run.handed_on
+
+    def spy(opponents):
+        load = hand_on(opponents)
+
+        def seen(at):
+            load(at)
+            if at.stage.name == "cluster" and at.update == 0:
+                state = at.method.opponents.state_dict().items()
+                critics.append((opponents, {name: value.clone() for name, value in state}))
+
+        return seen
+
+    monkeypatch.setattr(run, "handed_on", spy)
+    assert grid(*WITH_CRITIC, settings=WITH_CRITIC) == 0
+    assert len(list(tmp_path.glob("cache/blobs/network-*"))) == 2
+    found = {name: result(tmp_path, name) for name in WITH_CRITIC}
+    for name, one in found.items():
+        trained = one["config"]["pretraining"].get("regularisers")
+        assert trained == ({"Interpolation": {}} if "critic" in name else None)
+        assert ("tune/critic" in one["pretraining"]["history"]) == ("critic" in name)
+        assert ("cluster/critic" in one["history"]) == ("critic" in name and name != "ae-critic")
+    assert found["dec-critic"]["pretraining"] == found["ae-critic"]["pretraining"]
+    assert len(critics) == len(WITH_CRITIC)
+    for given, held in critics:
+        assert given.keys() <= held.keys()
+        assert all(np.array_equal(value, held[name]) for name, value in given.items())
+    assert sum(bool(given) for given, _ in critics) == 4
+
+
+ACAIS = {
+    "acai": {"method": "ACAI", **TINY, "max_updates": 0},
+    "acai-plain": {"method": "ACAI", **TINY, "max_updates": 0, "whiten": False},
+    "acai-without": {"method": "ACAI", **TINY, "max_updates": 0, "lam": 0.0},
+}
+
+
+def test_acais_network_depends_on_lambda_and_not_on_the_whitening(grid, tmp_path):
+    assert grid(*ACAIS, settings=ACAIS) == 0
+    assert len(list(tmp_path.glob("cache/blobs/network-*"))) == 2
+    with_it, plain, without = (result(tmp_path, name) for name in ACAIS)
+    assert with_it["pretraining"] == plain["pretraining"] != without["pretraining"]
+    assert with_it["embedding"]["participation"] == pytest.approx(2, abs=1e-3)
+    assert plain["embedding"]["participation"] < 2
+
+
+def test_dcans_presets_begin_with_one_network(grid, tmp_path):
+    settings = {
+        "dec": GRID["dec"],
+        "dcan": {"method": "DCAN", **TINY, "max_updates": 5},
+        "dcan-paper": {"method": "DCAN", "preset": "paper", **TINY, "max_updates": 5},
+    }
+    assert grid(*settings, settings=settings) == 0
+    assert len(list(tmp_path.glob("cache/blobs/network-*"))) == 1
+    assert result(tmp_path, "dcan-paper")["config"]["parameters"]["n_latents"] == 600
+
+
+def test_rows_that_are_held_out_are_predicted_and_not_fitted(grid, tmp_path, capsys):
+    data = {"blobs": Data("blobs.npz", 3, held_out=30)}
+    settings = {**GRID, "spectral": {"method": "spectral"}}
+    assert grid("spectral", "k-means", "dec", settings=settings, data=data) == 1
+    assert "spectral cannot predict the rows that are held out" in capsys.readouterr().out
+    X = run.load(tmp_path, data["blobs"])
+    for name in ("k-means", "dec"):
+        found = result(tmp_path, name)
+        assert found["config"]["data"]["n_rows"] == sum(found["sizes"]) == 90
+        assert found["config"]["data"]["held_out"] == 30
+        assert found["held_out"].keys() == {"acc", "nmi", "ari"}
+    kmeans = cluster.KMeans(3, n_init=2, random_state=0).fit(X.X[:90])
+    expected = run.scores(X.y[90:], kmeans.predict(X.X[90:]))
+    assert result(tmp_path, "k-means")["held_out"] == expected
+    [codes] = [np.load(file) for file in tmp_path.glob("cache/blobs/dec-*.npy")]
+    assert codes.shape == (90, 2)
+
+
+def test_depicts_autoencoder_predicts_by_k_means(grid, tmp_path):
+    data = {"blobs": Data("blobs.npz", 3, held_out=30)}
+    assert grid("depict-ae-k-means", settings=DEPICTS, data=data) == 0
+    model = run.DenoisedKMeans(3, random_state=0, **{**SMALL_DEPICT, "max_updates": 0})
+    X = run.load(tmp_path, BLOBS["blobs"]).X
+    np.testing.assert_array_equal(model.fit(X).predict(X), model.labels_)
+
+
+def test_images_shrink_to_means_of_blocks(tmp_path):
+    X = np.random.default_rng(0).integers(0, 256, (5, 4, 6), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", X=X, y=np.arange(5))
+    small = run.load(tmp_path, Data("images.npz", 5, pool=2))
+    assert small.image_shape == (2, 3)
+    assert small.X.shape == (5, 6)
+    assert small.X[1, 4] == X[1, 2:, 2:4].mean()
+
+
+def test_the_geometry_of_an_embedding():
+    rng = np.random.default_rng(0)
+    z = np.zeros((2000, 9))
+    z[:, :4] = rng.normal(size=(2000, 4))
+    labels = (z[:, 0] > 0).astype(int)
+    z[:, 0] += 10 * labels
+    found = geometry.describe(z, labels, labels, 0)
+    assert found["nearest"] == pytest.approx(4, abs=0.3)
+    variances = np.array([z[:, 0].var(), 1, 1, 1])
+    assert found["participation"] == pytest.approx(
+        variances.sum() ** 2 / np.square(variances).sum(), rel=0.05
+    )
+    apart = z[labels == 1, 0].mean() - z[labels == 0, 0].mean()
+    assert found["separation"] == pytest.approx(apart**2 / 4 / variances.sum(), rel=0.05)
+    assert found["silhouette"] > 0.6
+    wide = np.concatenate([z] * 3) + 1e-6 * rng.normal(size=(6000, 9))
+    assert geometry.describe(wide, *[np.tile(labels, 3)] * 2, 0).keys() == found.keys()
+    assert "silhouette" not in geometry.describe(z, 0 * labels, labels, 0)
+    assert geometry.describe(0 * z, labels, labels, 0) == {}
+    assert geometry.nearest(np.concatenate([z, z])) == geometry.nearest(z)
 
 
 def test_the_grid_fits_the_data(data_dir):
