@@ -116,16 +116,85 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "depict-balanced-views-detached": {**FULL, "clean_gradient": False},
 }
 
+# Does ACAI's critic help? Methods on autoencoders, each without and with it: the settings
+# "adv-METHOD-AUTOENCODER" and "adv-METHOD-AUTOENCODER-critic". Networks are small, for one core.
+SMALL = {"hidden": (256, 256), "autocast": None}
+AUTOENCODERS: dict[str, dict[str, Any]] = {
+    "mlp": SMALL,
+    # Its layers are trained one by one to undo dropout, before the whole is.
+    "denoising": {**SMALL, "layer_updates": 1_000},
+    "conv": {
+        "network": "conv",
+        "hidden": ((16, 3, 2, 1), (32, 3, 2, 1)),
+        "image_shape": OF_THE_DATA,
+        "autocast": None,
+    },
+    # Begins with the weights of "mlp", as published; the variances are the clustering's.
+    "variational": SMALL,
+}
+# Which methods go with which: DEPICT, whose own autoencoder has noise before every layer, takes the
+# place of the stacked denoising one; one without noise would be another method. Of a variational
+# network k-means, DEC, IDEC and DCN see the mean alone, which makes it an MLP: there it is the two
+# methods whose losses have the variance. Without a reconstruction DEC moves the encoder alone.
+POINTWISE = {
+    "k-means": {"method": "autoencoder + k-means"},
+    "dec": {"method": "DEC"},
+    "idec": {"method": "IDEC"},
+    "dcn": {"method": "DCN"},
+}
+CLUSTERINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "mlp": POINTWISE,
+    "denoising": {**POINTWISE, "depict": {**DEPICT, "network": "mlp", "layer_updates": 0}},
+    "conv": {**POINTWISE, "depict": DEPICT},
+    "variational": {
+        "vade": {"method": "VaDE"},
+        "abc-kl": {"method": "ABC", "form": "gaussian"},
+    },
+}
+CRITIC = {"regularisers": {"Interpolation": {}}}
+GRID = {
+    f"adv-{name}-{kind}{end}": {**network, **method, **critic}
+    for kind, network in AUTOENCODERS.items()
+    for name, method in CLUSTERINGS[kind].items()
+    for end, critic in (("", {}), ("-critic", CRITIC))
+}
+# ACAI as published, but for the length and the rate of Adam, 1e-3 for 1e-4: 5,000 updates of the
+# 262,144. Without critic there is one too, which nothing is held to: it tells what it could see.
+PUBLISHED_ACAI = {
+    "method": "ACAI",
+    "network": "conv",
+    "image_shape": OF_THE_DATA,
+    "latent_dim": 32,
+    "batch_size": 64,
+    "tune_updates": 5_000,
+}
+ACAIS = {
+    f"acai{critic}{codes}": {**PUBLISHED_ACAI, **lam, **whiten}
+    for critic, lam in (("", {}), ("-without-critic", {"lam": 0.0}))
+    for codes, whiten in (("", {}), ("-not-whitened", {"whiten": False}))
+}
+# From ABC's distance to a divergence with a closed form, and on to one without: DCAN. All begin
+# with one autoencoder.
+CHAIN: dict[str, dict[str, Any]] = {
+    "dcan-ae-k-means": {**SMALL, "method": "autoencoder + k-means"},
+    "dcan-abc": {**SMALL, "method": "ABC"},
+    "dcan-abc-kl": {**SMALL, "method": "ABC", "form": "gaussian"},
+    "dcan": {**SMALL, "method": "DCAN"},
+    "dcan-mixture": {**SMALL, "method": "DCAN", "clusters": "mixture"},
+    "dcan-paper": {**SMALL, "method": "DCAN", "preset": "paper", "max_updates": 500},
+}
+SETTINGS |= {**GRID, **ACAIS, **CHAIN}
+
 
 def rules(setting: dict[str, Any], n_rows: int, n_clusters: int) -> dict[str, Any]:
     """What a deep setting gets on data of this size; its own parameters come before these."""
     given: dict[str, Any] = {"latent_dim": max(10, n_clusters), "autocast": "bfloat16"}
-    if setting["method"].endswith("autoencoder + k-means"):
+    if setting["method"].endswith("autoencoder + k-means") or setting["method"] == "ACAI":
         given["max_updates"] = 0
     if setting["method"].startswith("DEPICT"):
         # What two cores do in minutes: an update takes ten times as long as of DEC's network.
         return {"tune_updates": 2_500, "max_updates": 2_000, **given}
-    if setting.get("preset", "quick") == "quick":
+    if setting.get("preset", "quick") == "quick" or setting["method"] == "DCAN":
         # In proportion to the rows, 2,500 for 5,620 of them, to the nearest 500; at most 14,000,
         # which is what a CPU does to MNIST in an hour.
         given["tune_updates"] = min(500 * max(1, round(n_rows * 2_500 / 5_620 / 500)), 14_000)
@@ -133,6 +202,6 @@ def rules(setting: dict[str, Any], n_rows: int, n_clusters: int) -> dict[str, An
             given.setdefault("max_updates", 7_000)
             if setting["method"] in ("DEC", "IDEC"):
                 given["update_interval"] = 140
-        if setting["method"] in ("DCN", "ABC", "VaDE"):
+        if setting["method"] in ("DCN", "ABC", "VaDE", "DCAN"):
             given["max_updates"] = 50 * -(-n_rows // 256)  # 50 passes, as DCN was published
     return given
