@@ -17,7 +17,7 @@ from typing import Any
 from deepclust import _files
 from experiments.published import PUBLISHED, SOURCES
 from experiments.run import HERE, command
-from experiments.settings import DATA, SETTINGS
+from experiments.settings import DATA, GRID, SETTINGS
 
 Runs = list[dict[str, Any]]
 
@@ -52,7 +52,9 @@ method along nearest neighbours (67 % after 215, where k-means' had 69 %).
 Each seed has one autoencoder, which all settings of the same network begin with. Seconds are those
 of its training + those of the clustering, on busy machines: an upper bound. That of
 `depict-balanced-views-noiseless` had been suspended for 18 minutes. Of
-`depict-balanced-views-detached` there is no row: the autoencoder's code was one point.
+`depict-balanced-views-detached` there is no row: the autoencoder's code was one point. What a
+critic brings other methods, and what is found for rows held out, is on
+[its own page](adversarial.md).
 """
 
 
@@ -82,6 +84,7 @@ def section(data: str, settings: dict[str, Runs]) -> Iterator[str]:
     about = next(iter(settings.values()))[0]["config"]["data"]
     k = next(iter(settings.values()))[0]["config"]["given"]["n_clusters"]
     unit = ", rows of length 1" if about["unit_rows"] else ""
+    unit += f", {about['held_out']:,} more held out" if about.get("held_out") else ""
     yield f"## {data}: {about['n_rows']:,} x {about['n_features']:,}, {k} classes{unit}\n"
     yield "| setting | seeds | ACC % | NMI % | ARI % | ACC from, to | seconds | published ACC |"
     yield "|---|---|---|---|---|---|---|---|"
@@ -167,7 +170,8 @@ def commands(data: str, settings: dict[str, Runs]) -> Iterator[str]:
 def page(results: dict[str, dict[str, Runs]]) -> str:
     lines = [HEAD]
     for data, settings in results.items():
-        lines += section(data, settings)
+        if own := {name: runs for name, runs in settings.items() if name not in GRID}:
+            lines += section(data, own)
     if any(data in PUBLISHED for data in results):
         lines.append("## Sources of published figures\n")
         lines += [f"{i}. {text}." for i, text in enumerate(SOURCES.values(), 1)]

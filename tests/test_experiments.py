@@ -14,7 +14,8 @@ from scipy import sparse
 from sklearn.datasets import make_blobs
 
 from deepclust import cluster
-from experiments import figures, geometry, run, tables
+from deepclust.datasets import load_digits
+from experiments import adversarial, figures, geometry, run, tables
 from experiments.published import PUBLISHED, SOURCES, Published
 from experiments.settings import DATA, OF_THE_DATA, SETTINGS, Data, rules
 
@@ -282,6 +283,8 @@ def test_lengths_follow_from_the_rows(n, tune, more):
     assert rules({"method": "autoencoder + k-means"}, n, 8)["max_updates"] == 0
     depict = {"tune_updates": 2_500, **common}
     assert rules({"method": "DEPICT"}, n, 8) == {**depict, "max_updates": 2_000}
+    assert rules({"method": "ACAI"}, n, 8) == {**common, "tune_updates": tune, "max_updates": 0}
+    assert rules({"method": "DCAN", "preset": "paper"}, n, 8)["tune_updates"] == tune
     only = rules({"method": "DEPICT autoencoder + k-means"}, n, 8)
     assert only == {**depict, "max_updates": 0}
 
@@ -534,6 +537,144 @@ class TestPage:
 
 def test_the_page_of_results_is_what_the_results_give():
     assert tables.main(["--check"]) == 0
+
+
+SMALL_ADVERSARIAL = {
+    "k-means": GRID["k-means"],
+    **{
+        f"adv-{name}-{kind}{end}": {**network, **method, **critic}
+        for kind, network in {
+            "mlp": TINY,
+            "conv": {
+                **TINY,
+                "network": "conv",
+                "hidden": ((4, 3, 2, 1),),
+                "image_shape": OF_THE_DATA,
+            },
+        }.items()
+        for name, method in {
+            "k-means": {"method": "autoencoder + k-means"},
+            "idec": {"method": "IDEC", "max_updates": 4},
+        }.items()
+        for end, critic in (("", {}), ("-critic", CRITIC))
+    },
+    "acai": ACAIS["acai"],
+    "acai-without-critic": ACAIS["acai-without"],
+    "dcan-ae-k-means": {**TINY, "method": "autoencoder + k-means"},
+    "dcan": {**TINY, "method": "DCAN", "max_updates": 5},
+}
+
+
+IMAGES = {
+    "images": Data("images.npz", 3),
+    "images_split": Data("images.npz", 3, held_out=40),
+}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A folder with results on images of three digits, whole and with rows held out."""
+    folder, before = tmp_path_factory.mktemp("compared"), torch.get_num_threads()
+    digits = load_digits()
+    rows = np.flatnonzero(digits.y < 3)[:160]
+    np.savez(folder / "images.npz", X=digits.X[rows].reshape(-1, 8, 8), y=digits.y[rows])
+    options = {"settings": SMALL_ADVERSARIAL, "data": IMAGES}
+    whole = [name for name in SMALL_ADVERSARIAL if not name.startswith("dcan")]
+    assert go(folder, *whole, seeds="0-1", more=["--data", "images"], **options) == 0
+    split = ["k-means", "dcan-ae-k-means", "dcan"]
+    assert go(folder, *split, more=["--data", "images_split"], **options) == 0
+    (folder / "docs").mkdir()
+    torch.set_num_threads(before)
+    return folder
+
+
+class TestAdversarial:
+    def main(self, compared, *more):
+        where = ("--results", compared / "out", "--page", compared / "docs" / "adversarial.md")
+        return adversarial.main([str(word) for word in (*where, *more)])
+
+    def test_the_page_pairs_runs_of_a_seed(self, compared, monkeypatch):
+        assert self.main(compared) == 0
+        page = (compared / "docs" / "adversarial.md").read_text()
+        runs = [
+            [
+                json.loads((compared / f"out/images/adv-idec-conv{end}/{seed}.json").read_text())
+                for seed in range(2)
+            ]
+            for end in ("", "-critic")
+        ]
+        acc = 100 * np.array([[found["acc"] for found in side] for side in runs])
+        [row] = [line for line in page.splitlines() if "| convolutional | IDEC | 2 |" in line]
+        cells = [cell.strip() for cell in row.split("|")[4:8]]
+        assert cells[0] == f"{acc[0].mean():.1f} ± {acc[0].std(ddof=1):.1f}"
+        assert cells[1] == f"{acc[1].mean():.1f} ± {acc[1].std(ddof=1):.1f}"
+        by_seed = (acc[1] - acc[0]).tolist()
+        assert cells[3] == ", ".join(map(adversarial.difference, by_seed))
+        separation = [
+            np.mean([found["embedding"]["separation"] for found in side]) for side in runs
+        ]
+        assert f" | {separation[0]:.2f} → {separation[1]:.2f} | " in page
+        assert "Of 4 cells (data, autoencoder, method)" in page
+        assert "`acai` \N{MINUS SIGN} `acai-without-critic`: " in page
+        assert "`dcan` \N{MINUS SIGN} `dcan-ae-k-means`: " in page
+        held = json.loads((compared / "out/images_split/dcan/0.json").read_text())["held_out"]
+        assert f"| {100 * held['acc']:.1f} | {100 * held['nmi']:.1f} |" in page
+        assert "--settings dcan-ae-k-means dcan --seeds 0 --threads 1" in page
+        results = tables.page(tables.read(compared / "out"))
+        assert "120 x 64, 3 classes, 40 more held out" in results
+        assert "adv-" not in results
+
+    def test_a_seed_that_ran_one_way_only_is_left_out(self, compared):
+        found = tables.read(compared / "out")
+        without = found["images"]["adv-k-means-mlp"]
+        found["images"]["adv-k-means-mlp"] = without[:1]
+        page = adversarial.page(found, compared)
+        assert "| fully connected | k-means on codes | 1 |" in page
+        del found["images"]["adv-k-means-mlp"]
+        assert "Of 3 cells" in adversarial.page(found, compared)
+        assert "cells" not in adversarial.page(
+            {"images": {"acai": found["images"]["acai"]}}, compared
+        )
+
+    def test_a_collapsed_embedding_has_no_numbers(self, compared):
+        found = tables.read(compared / "out")
+        for one in found["images"]["adv-k-means-mlp-critic"]:
+            one["embedding"] = {}
+        assert " → none | " in adversarial.page(found, compared)
+        assert "the silhouette in" in adversarial.page(found, compared)
+
+    def test_pictures(self, compared, monkeypatch, tmp_path):
+        monkeypatch.setattr(adversarial, "DATA", IMAGES)
+        monkeypatch.setattr(adversarial, "SETTINGS", SMALL_ADVERSARIAL)
+        asked = ("--pictures", "--data-dir", compared, "--cache")
+        with pytest.raises(SystemExit, match="run adv-k-means-conv on images, seed 0"):
+            self.main(compared, *asked, tmp_path)
+        with pytest.raises(SystemExit):
+            self.main(compared, "--pictures")
+        assert self.main(compared, *asked, compared / "cache") == 0
+        pictures = compared / "docs" / "figures"
+        names = {file.name for file in pictures.iterdir()}
+        assert names == {"critic-images.png", "strips-conv-images.png", "strips-acai-images.png"}
+        assert all(file.stat().st_size > 5_000 for file in pictures.iterdir())
+        page = (compared / "docs" / "adversarial.md").read_text()
+        assert all(f"(figures/{name})" in page for name in names)
+        assert self.main(compared, "--check") == 0
+        shutil.rmtree(pictures)
+        assert self.main(compared, "--check") == 1
+
+    def test_strips_lead_from_one_reconstruction_to_the_other(self, compared):
+        X = run.load(compared, IMAGES["images"]).X
+        model = cluster.DEC(3, **TINY, max_updates=0, random_state=0).fit(X)
+        found = adversarial.decoded(model._method, X[:4])
+        assert found.shape == (2, adversarial.STEPS, 64)
+        with torch.no_grad():
+            _, output = model.network_(model._method.preprocess(torch.from_numpy(X[:4])))
+        torch.testing.assert_close(torch.from_numpy(found[:, 0]), output[::2])
+        torch.testing.assert_close(torch.from_numpy(found[:, -1]), output[1::2])
+
+
+def test_the_page_about_the_critic_is_what_the_results_give():
+    assert adversarial.main(["--check"]) == 0
 
 
 def test_published_figures_name_sources_and_data_that_there_are():
