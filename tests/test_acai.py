@@ -527,6 +527,17 @@ def test_it_weighs_as_much_beside_a_reconstruction_of_whole_rows(rows, estimator
     torch.testing.assert_close(part.loss(method, run, batch, forward), width * error)
 
 
+@pytest.mark.parametrize("joint", [True, False])
+def test_the_rows_are_encoded_once_for_all_losses_of_a_step(rows, joint):
+    depict = DEPICT(K, **SMALL, network="mlp", joint=joint, regularisers=[Interpolation()])
+    run, x = run_of(depict, "tune", width=64, dtype=torch.float32)
+    calls, layers = [], run.method.layers
+    run.method.layers = lambda rows: calls.append(len(rows)) or layers(rows)
+    losses, _ = losses_of(run.stage.phases[0], run, Batch(x[:9], slice(0, 9)))
+    assert losses.keys() == {"reconstruction", "interpolation"}
+    assert calls == [9]
+
+
 def test_a_critic_sees_the_views_that_the_network_is_trained_on(rows):
     def nothing(x, generator):
         return torch.zeros_like(x)

@@ -239,18 +239,23 @@ def test_the_clean_pathway_gets_a_gradient_unless_it_is_told_not_to():
     assert not torch.allclose(gradients[True][0], gradients[False][0])
 
 
+def pretraining_loss(run, x):
+    losses, _ = run.method.pretrain_losses(run, Batch(x, slice(0, len(x))))
+    return losses["reconstruction"]
+
+
 @pytest.mark.parametrize("hidden_weight", [1.0, 0.1, 0.0])
 def test_pre_training_is_the_second_term_of_eq_11(hidden_weight):
     run, x = started(hidden_weight=hidden_weight, corruption=0.3)
     encoder, decoder, head = weights_of(run)
     torch.manual_seed(5)
-    found = run.method.recipe.clustering.pretrain(run.method, x[:16])
+    found = pretraining_loss(run, x[:16])
     args = as_numpy(x[:16]), np.ones((16, 3)) / 3, encoder, decoder, head
     masks = masks_of(run, x, slice(0, 16))
     expected = oracle.network_losses(*args, masks, encoder, hidden_weight)[1]
     np.testing.assert_allclose(found.item(), expected, rtol=1e-11)
     run, x = started(hidden_weight=hidden_weight, corruption=0.3, joint=False)
-    found = run.method.recipe.clustering.pretrain(run.method, x[:16])
+    found = pretraining_loss(run, x[:16])
     expected = (run.method.network(x[:16])[1] - x[:16]).square().mean()
     np.testing.assert_allclose(found.item(), expected.item(), rtol=1e-11)
 

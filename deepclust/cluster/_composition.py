@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -123,6 +123,10 @@ class Part:
         """The same of the stage that trains the whole autoencoder before."""
         return stage
 
+    def pretrain(self, method: Composition, forward: Forward) -> dict[str, Tensor]:
+        """Its losses, by name, in the training of the whole autoencoder before."""
+        return {}
+
     def begin(self, method: Composition, run: Run) -> None:
         """Once, when the clusters have first started."""
 
@@ -158,13 +162,9 @@ class Clustering(Part, ABC):
         """The scheduled weight of each loss by name; most have one."""
         return {self.name: self.weight}
 
-    def pretrain(self, method: Composition, x: Tensor) -> Tensor:
-        """What the whole autoencoder is trained to before, without dropout by default.
-
-        That is section 3.2 of Xie et al. (2016), for rows x, scaled.
-        """
-        _, output = method.network(x)
-        return self.reconstruct(output, x)
+    def pretrain(self, method: Composition, forward: Forward) -> dict[str, Tensor]:
+        """The reconstruction, without dropout by default: section 3.2 of Xie et al. (2016)."""
+        return {"reconstruction": self.reconstruct(forward.output, forward.x)}
 
     @abstractmethod
     def layer(self, n_clusters: int, n_features: int, backend: str) -> Any:
@@ -309,8 +309,6 @@ class Composition(Method):
         for name in _COMPILED:
             function = getattr(self.network, name)
             setattr(self, name, torch.compile(function) if recipe.compile else function)
-        if recipe.compile:
-            self.network.compile()  # its forward, which the pre-training calls
         names = [*recipe.clustering.weights, *(part.name for part in recipe.regularisers)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(
@@ -380,8 +378,7 @@ class Composition(Method):
         recipe = self.recipe
         stages = []
         if recipe.pretraining is not None:
-            objective = partial(recipe.clustering.pretrain, self)
-            stages += recipe.pretraining.stages(self.network, self.preprocess, objective)
+            stages += recipe.pretraining.stages(self.network, self.preprocess, self.pretrain_losses)
             if recipe.pretraining.whole.n:
                 for part in self.parts:
                     stages[-1] = part.extend_pretraining(self, stages[-1])
@@ -456,6 +453,13 @@ class Composition(Method):
         codes: Tensor | None = run.state.get("codes")
         rows = batch.x if self.recipe.augment is None or batch.view is None else batch.view
         return Forward(self, rows, batch.view, None if codes is None else codes[batch.idx])
+
+    def pretrain_losses(self, run: Run, batch: Batch) -> tuple[dict[str, Tensor], None]:
+        """What the whole autoencoder is trained to before there are clusters."""
+        forward, losses = self.forward_of(run, batch), dict[str, Tensor]()
+        for part in self.parts:
+            losses |= part.pretrain(self, forward)
+        return losses, None
 
     def losses(self, run: Run, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses of all parts by name, and what their `after` is to see."""

@@ -18,7 +18,7 @@ Preprocess = Callable[[Tensor], Tensor]
 NONE = Updates(0)
 
 Reconstruct = Callable[[Tensor, Tensor], Tensor]
-Objective = Callable[[Tensor], Tensor]
+Losses = Callable[[Run, Batch], tuple[dict[str, Tensor], Any]]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -48,15 +48,14 @@ class Pretraining:
     per_row: bool = False
     augment: Transform | None = None
 
-    def stages(
-        self, network: Autoencoder, preprocess: Preprocess, objective: Objective
-    ) -> list[Stage]:
-        """First the layers, one by one, then the whole network, by its objective for rows."""
+    def stages(self, network: Autoencoder, preprocess: Preprocess, losses: Losses) -> list[Stage]:
+        """First the layers, one by one, then the whole network, to these losses of a batch."""
         stages = []
         if isinstance(network, LayeredAutoencoder) and self.layers.n:
             stages += [self._layer_stage(network, i, preprocess) for i in range(network.n_layers)]
         if self.whole.n:
-            stages.append(self._whole_stage(network, preprocess, objective))
+            phase = self._phase(network.parameters, losses, network.n_features)
+            stages.append(Stage("tune", (phase,), self.whole, augment=self.augment))
         return stages
 
     def _layer_stage(
@@ -73,18 +72,6 @@ class Pretraining:
         phase = self._phase(partial(network.layer_parameters, layer), losses, network.widths[layer])
         return Stage(f"pretrain-{layer + 1}", (phase,), self.layers)
 
-    def _whole_stage(
-        self, network: Autoencoder, preprocess: Preprocess, objective: Objective
-    ) -> Stage:
-        """The whole autoencoder."""
-
-        def losses(run: Run, batch: Batch) -> tuple[dict[str, Tensor], None]:
-            x = preprocess(batch.x if batch.view is None else batch.view)
-            return {"reconstruction": objective(x)}, None
-
-        phase = self._phase(network.parameters, losses, network.n_features)
-        return Stage("tune", (phase,), self.whole, augment=self.augment)
-
-    def _phase(self, parameters: Callable[[], Any], losses: Any, width: int) -> Phase:
+    def _phase(self, parameters: Callable[[], Any], losses: Losses, width: int) -> Phase:
         weights: dict[str, Schedule] = {"reconstruction": width / 2} if self.per_row else {}
         return Phase("autoencoder", parameters, self.optimizer, losses, weights, self.schedule)

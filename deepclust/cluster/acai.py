@@ -111,20 +111,18 @@ class Interpolation(Regulariser):
             critic.optimizer = partial(torch.optim.Adam, lr=self.lr, fused=True)
         return replace(stage, phases=(*stage.phases, critic))
 
+    def pretrain(self, method: Composition, forward: Forward) -> dict[str, Tensor]:
+        """The loss, beside the reconstruction."""
+        return {self.name: self._fooled(method, forward)}
+
     def extend_pretraining(self, method: Composition, stage: Stage) -> Stage:
-        """The same, and the loss beside the reconstruction."""
-        plain, *others = stage.phases
-
-        def losses(run: Run, batch: Batch) -> tuple[dict[str, Tensor], Any]:
-            losses, aux = plain.losses(run, batch)
-            losses[self.name] = self._fooled(method, method.forward_of(run, batch))
-            return losses, aux
-
+        """A step of the critic there too, and the weight of the loss."""
+        network, *others = stage.phases
         # Where rows weigh as a whole, as with SGD, this does too.
-        by = plain.weights.get("reconstruction", 1.0)
-        weights = {**plain.weights, self.name: partial(_product, self.weight, by)}
-        network = replace(plain, losses=losses, weights=weights)
-        return self.extend(method, replace(stage, phases=(network, *others)))
+        by = network.weights.get("reconstruction", 1.0)
+        weights = {**network.weights, self.name: partial(_product, self.weight, by)}
+        phases = (replace(network, weights=weights), *others)
+        return self.extend(method, replace(stage, phases=phases))
 
     def _fooled(self, method: Composition, forward: Forward) -> Tensor:
         between, _ = _between(method, forward)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -165,12 +165,12 @@ class BalancedSoftMax(Clustering):
         n_layers = network.n_layers if isinstance(network, LayeredAutoencoder) else 1
         return [self.corruption] * max(n_layers - 1, 1) + [0.0] * (n_layers > 1)
 
-    def pretrain(self, method: Composition, x: Tensor) -> Tensor:
+    def pretrain(self, method: Composition, forward: Forward) -> dict[str, Tensor]:
         """All layers at once: the reconstruction of eq. 11 alone."""
         if not self.joint:
-            return super().pretrain(method, x)
-        _, outputs = method.denoise(x, self.shares(method.network))
-        return self._reconstruction(method, outputs, x, lambda: method.layers(x))
+            return super().pretrain(method, forward)
+        _, outputs = method.denoise(forward.x, self.shares(method.network))
+        return {"reconstruction": self._reconstruction(method, outputs, forward)}
 
     def start(self, method: Composition, run: Run, z: Tensor) -> None:
         """The directions of k-means' centroids, and its labels for the warm-up."""
@@ -219,9 +219,7 @@ class BalancedSoftMax(Clustering):
         options: Any = {"kind": "ce", "backend": method.backend, "check": False}
         losses = {self.name: F.target_loss(z, method.head(), target, **options)}
         if self.joint and outputs:
-            losses["reconstruction"] = self._reconstruction(
-                method, outputs, forward.x, lambda: forward.layers
-            )
+            losses["reconstruction"] = self._reconstruction(method, outputs, forward)
         return losses
 
     def stop(self, method: Composition, run: Run) -> str | None:
@@ -231,17 +229,14 @@ class BalancedSoftMax(Clustering):
         return None
 
     def _reconstruction(
-        self,
-        method: Composition,
-        outputs: Sequence[Tensor],
-        x: Tensor,
-        layers: Callable[[], list[Tensor]],
+        self, method: Composition, outputs: Sequence[Tensor], forward: Forward
     ) -> Tensor:
-        """The second term of eq. 11, of which the code is no part; layers() are those of x."""
+        """The second term of eq. 11, of which the code is no part."""
+        x = forward.x
         if len(outputs) == 1 or self.hidden_weight == 0:
             return layer_reconstruction(outputs[:1], [x])
         if self.clean_gradient:
-            hidden = layers()
+            hidden = forward.layers
         else:
             with torch.no_grad():
                 hidden = method.layers(x)
