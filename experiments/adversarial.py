@@ -375,10 +375,16 @@ def strips(panels: dict[str, Any], shape: Sequence[int]) -> Figure:
     n = len(next(iter(panels.values())))
     side = FULL / 2 / STEPS
     figure = _new_figure(FULL, 0.4 + n * side * height / width)
-    low, high = (function(list(panels.values())) for function in (np.min, np.max))
+    low, high = np.percentile(list(panels.values()), (1, 99))  # a few pixels lie far out
     for axes, (title, images) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        grid = images.reshape(n, STEPS, height, width).transpose(0, 2, 1, 3)
-        axes.imshow(grid.reshape(n * height, -1), cmap="gray", vmin=low, vmax=high)
+        gap = max(1, height // 14)
+        framed = np.pad(
+            images.reshape(n, STEPS, height, width),
+            ((0, 0), (0, 0), (0, gap), (0, gap)),
+            constant_values=np.nan,
+        )
+        mosaic = framed.transpose(0, 2, 1, 3).reshape(n * (height + gap), -1)
+        axes.imshow(mosaic, cmap="gray", vmin=low, vmax=high)
         axes.set_title(title)
         axes.set_axis_off()
     return figure
