@@ -330,7 +330,11 @@ def pictures(folder: Path, pattern: str, text: str) -> Iterator[str]:
     files = sorted(folder.glob(pattern))
     if files:
         yield text
-        yield from (f"![{file.stem}](figures/{file.name})\n" for file in files)
+    for file in files:
+        kind, *which, data = file.stem.split("-")
+        settings = [f"`{name}`" for network in which for name in STRIPS[network]]
+        yield f"{data}{': ' * bool(settings)}{' and '.join(settings)}\n"
+        yield f"![{kind}, {data}](figures/{file.name})\n"
 
 
 def page(results: Results, figures: Path) -> str:
