@@ -2,9 +2,9 @@
 
     python -m experiments.figures --data-dir DIR --data usps_11000
 
-The paper's three panels and one more, each on its own first two principal components, coloured by class: the rows, and the
-codes of the settings in PANELS. They have to have run on this machine before; the picture goes to
-docs/figures.
+The paper's three panels and one more, each on its own first two principal components, coloured by
+class: the rows, and the codes of the settings in PANELS. They have to have run on this machine
+before; the picture goes to docs/figures.
 """
 
 from __future__ import annotations

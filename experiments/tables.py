@@ -45,18 +45,18 @@ the sizes of clusters alike by a loss: it was added when a cluster of MNIST-test
 2,000 updates, `-code` and `-resets` when USPS had fallen short; resets have the strength and the
 interval that they were published with, and `-resets-long` has seven of them where `-resets` has
 three, which had left one of two seeds at 84 %. While a restart after a reset was still chosen by
-the rule above, these two seeds had 88.9 and 84.8 %; it is least inertia since. Two more variants were tried on USPS and given up
-midway for their accuracy: batches of 100 (75 % after 3,500 of 5,120 updates), and a start by Ward's
-method along nearest neighbours (67 % after 215, where k-means' had 69 %).
+the rule above, these two seeds had 88.9 and 84.8 %; it is least inertia since. Two more variants
+were tried on USPS and given up midway for their accuracy: batches of 100 (75 % after 3,500 of 5,120
+updates), and a start by Ward's method along nearest neighbours (67 % after 215, where k-means' had
+69 %).
 
 Each seed has one autoencoder, which all settings of the same network begin with. Seconds are those
 of its training + those of the clustering, on busy machines: an upper bound. That of
 `depict-balanced-views-noiseless` had been suspended for 18 minutes. Of
 `depict-balanced-views-detached` there is no row: the autoencoder's code was one point. Runs on
 processors of other makes round otherwise: `depict-balanced-views` on USPS, seed 0, had 84.7 % on
-one and 93.3 % on the other, which is the one of the rows that leave a choice out. What a
-critic brings other methods, and what is found for rows held out, is on
-[its own page](adversarial.md).
+one and 93.3 % on the other, which is the one of the rows that leave a choice out. What a critic
+brings other methods, and what is found for rows held out, is on [its own page](adversarial.md).
 """
 
 
