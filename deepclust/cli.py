@@ -28,7 +28,19 @@ import torch
 
 import deepclust
 from deepclust import _files, datasets, plots, report
-from deepclust.cluster import ABC, ACAI, DCAN, DCN, DEC, DEPICT, IDEC, DeepClustering, KMeans, VaDE
+from deepclust.cluster import (
+    ABC,
+    ACAI,
+    DCAN,
+    DCN,
+    DEC,
+    DEPICT,
+    IDEC,
+    DeepClustering,
+    KMeans,
+    MiniBatchKMeans,
+    VaDE,
+)
 
 METHODS: dict[str, Any] = {
     "dec": DEC,
@@ -41,6 +53,7 @@ METHODS: dict[str, Any] = {
     "dcan": DCAN,
     "deep-clustering": DeepClustering,
     "kmeans": KMeans,
+    "mini-batch-kmeans": MiniBatchKMeans,
 }
 CHECKPOINT = "checkpoint.safetensors"
 RESULTS = (

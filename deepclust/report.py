@@ -422,7 +422,7 @@ def _versions(estimator: Any) -> Iterator[tuple[str, str]]:
     yield "threads", str(torch.get_num_threads())
     for name, what in deepclust.backends().items():
         yield f"backend {name}", what
-    device = torch.device(getattr(estimator, "device", "cpu"))
+    device = torch.device(getattr(estimator, "device", None) or "cpu")
     if device.type == "cuda":
         yield "GPU", torch.cuda.get_device_name(device)
 

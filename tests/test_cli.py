@@ -103,8 +103,9 @@ def test_the_summary_says_what_came_out(
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
 
 
-def test_kmeans_writes_centroids(tmp_path: Path, points: Path) -> None:
-    command = f"fit {points} -k 4 --method kmeans --out {tmp_path / 'run'} --threads 1"
+@pytest.mark.parametrize("method", ["kmeans", "mini-batch-kmeans"])
+def test_kmeans_writes_centroids(tmp_path: Path, points: Path, method: str) -> None:
+    command = f"fit {points} -k 4 --method {method} --out {tmp_path / 'run'} --threads 1"
     threads = torch.get_num_threads()
     try:
         assert run(command) == 0

@@ -10,7 +10,7 @@ from sklearn.datasets import make_blobs
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from deepclust.cluster import KMeans
+from deepclust.cluster import KMeans, MiniBatchKMeans
 from deepclust.metrics import adjusted_rand
 
 
@@ -19,14 +19,18 @@ def blobs():
     return make_blobs(600, centers=6, n_features=5, cluster_std=0.6, random_state=1)
 
 
+DRAWN = (
+    "a row drawn by its weight of 2 is not the same draw as two rows of weight 1, so starts differ;"
+    " scikit-learn's own is excused too"
+)
 EXPECTED_FAILURES = {
-    "check_sample_weight_equivalence_on_dense_data": "a row drawn by its weight of 2 is not the"
-    " same draw as two rows of weight 1, so starts differ; scikit-learn's own is excused too",
+    "check_sample_weight_equivalence_on_dense_data": DRAWN,
+    "check_sample_weight_equivalence_on_sparse_data": DRAWN,
 }
 
 
 @parametrize_with_checks(
-    [KMeans(n_clusters=3, random_state=0)],
+    [KMeans(n_clusters=3, random_state=0), MiniBatchKMeans(n_clusters=3, random_state=0)],
     expected_failed_checks=lambda estimator: EXPECTED_FAILURES,
 )
 def test_scikit_learn_estimator_checks(estimator, check):
@@ -97,6 +101,7 @@ def test_empty_clusters_get_the_farthest_rows():
     np.testing.assert_allclose(ours.inertia_, theirs.inertia_)
 
 
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_given_centroids_with_duplicates_stay_where_rows_are_too_few():
     X = np.array([[0.0], [0.0], [1.0]])
     km = KMeans(3, init=np.array([[0.0], [1.0], [5.0]])).fit(X)
@@ -165,9 +170,13 @@ def test_bad_parameters(blobs, parameters, message):
         KMeans(**parameters).fit(blobs[0])
 
 
-def test_too_few_distinct_rows():
-    with pytest.raises(ValueError, match="n_clusters: got 3, but X has only 2 distinct rows"):
-        KMeans(3).fit(np.array([[0.0], [1.0], [0.0], [1.0]]))
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+def test_too_few_distinct_rows_warn(init):
+    X = np.array([[0.0], [1.0], [0.0], [1.0]])
+    with pytest.warns(ConvergenceWarning, match=r"distinct clusters \(2\) found smaller than"):
+        km = KMeans(3, init=init, random_state=0).fit(X)
+    assert km.inertia_ == 0
+    assert len(np.unique(km.cluster_centers_)) == 2
 
 
 def test_weights_are_checked(blobs):

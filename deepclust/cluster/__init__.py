@@ -11,6 +11,7 @@ from deepclust.cluster.depict import DEPICT, BalancedSoftMax
 from deepclust.cluster.idec import IDEC
 from deepclust.cluster.interventions import CollapseGuard, SoftReset
 from deepclust.cluster.kmeans import KMeans
+from deepclust.cluster.mini_batch_kmeans import MiniBatchKMeans
 from deepclust.cluster.regularisers import Balance, Locality, Reconstruction, SelfAugmentation
 from deepclust.cluster.vade import Mixture, VaDE
 
@@ -35,6 +36,7 @@ __all__ = [
     "KMeans",
     "KMeansLoss",
     "Locality",
+    "MiniBatchKMeans",
     "Mixture",
     "Reconstruction",
     "RunningMeans",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from deepclust.cluster._trainer import Epochs, Length, Updates
 from deepclust.kernels._checks import is_number
@@ -40,3 +41,21 @@ def check_at_least_zero(name: str, value: Any) -> None:
 def either(names: Any) -> str:
     """The names that a parameter takes, for an error."""
     return " or ".join(repr(name) for name in names)
+
+
+def as_device(value: Any) -> torch.device:
+    """A device that is here, checked."""
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: got {value!r}; it takes 'cpu', 'cuda' or 'cuda:0'") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: got {value!r}, but torch finds no such GPU here")
+    return device
+
+
+def check_n_clusters(n_clusters: Any, n: int) -> None:
+    """Require 1 <= K <= N."""
+    check_integer("n_clusters", n_clusters, 1)
+    if n_clusters > n:
+        raise ValueError(f"n_clusters: got {n_clusters}, more than the {n} rows of X")

@@ -114,7 +114,7 @@ class Rows:
         source = self._source
         if isinstance(source, Tensor):
             return source[rows.to(source.device) if isinstance(rows, Tensor) else rows]
-        if _is_sparse(source):
+        if is_sparse(source):
             picked = source[rows if isinstance(rows, slice) else rows.cpu().numpy()]
             return torch.from_numpy(picked.toarray().astype(np.float32, copy=False))
         numbers = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows.tolist()
@@ -176,19 +176,23 @@ def _resident_bytes(device: torch.device) -> int:
     return int(free * RESIDENT_SHARE)
 
 
-def _is_sparse(source: Any) -> bool:
+def is_sparse(source: Any) -> bool:
+    """Whether this is one of scipy's sparse arrays."""
     return bool(sparse.issparse(source))
 
 
 def _dense_or_sparse(source: Any) -> Any:
-    if _is_sparse(source):
+    if is_sparse(source):
         return source.tocsr()
-    if isinstance(source, np.ndarray):
-        with warnings.catch_warnings():
-            # A read-only map stays read-only: nothing here writes to the data.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-            return torch.from_numpy(source)
-    return source
+    return as_tensor(source) if isinstance(source, np.ndarray) else source
+
+
+def as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """The array as a tensor on the same memory."""
+    with warnings.catch_warnings():
+        # A read-only map stays read-only: nothing here writes to the data.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        return torch.from_numpy(array)
 
 
 def _row(item: Any) -> Tensor:
@@ -207,19 +211,7 @@ def as_rows(estimator: BaseEstimator, X: Any, device: torch.device, *, reset: bo
     if getattr(estimator, "takes_images", False):
         X = _flattened(estimator, X, reset)
     if isinstance(X, Tensor):
-        if X.ndim != 2:
-            raise ValueError(
-                f"X: got shape {tuple(X.shape)}; it takes (N, D):"
-                " X.reshape(len(X), -1) flattens images"
-            )
-        if X.is_complex():
-            raise ValueError(f"X: got {X.dtype}; complex data not supported")
-        if X.shape[0] == 0 or X.shape[1] == 0:
-            raise ValueError(
-                f"X: got shape {tuple(X.shape)}; it takes at least one row and one column"
-            )
-        X = X.detach()
-        _check_width(estimator, X.shape[1], reset)
+        X = check_tensor(estimator, X, reset=reset)
     elif isinstance(X, torch.utils.data.Dataset):
         if len(X) == 0:  # type: ignore[arg-type]  # map-style data sets have a length
             raise ValueError("X: got a Dataset without rows; it takes at least one")
@@ -240,6 +232,20 @@ def as_rows(estimator: BaseEstimator, X: Any, device: torch.device, *, reset: bo
     rows = Rows(X, device)
     rows.check_finite()
     return rows
+
+
+def check_tensor(estimator: BaseEstimator, X: Tensor, *, reset: bool) -> Tensor:
+    """Check the shape and type of a tensor of rows as scikit-learn does those of an array."""
+    if X.ndim != 2:
+        raise ValueError(
+            f"X: got shape {tuple(X.shape)}; it takes (N, D): X.reshape(len(X), -1) flattens images"
+        )
+    if X.is_complex():
+        raise ValueError(f"X: got {X.dtype}; complex data not supported")
+    if X.shape[0] == 0 or X.shape[1] == 0:
+        raise ValueError(f"X: got shape {tuple(X.shape)}; it takes at least one row and one column")
+    _check_width(estimator, X.shape[1], reset)
+    return X.detach()
 
 
 def _flattened(estimator: Any, X: Any, reset: bool) -> Any:

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from deepclust import _files
 from deepclust import functional as F
+from deepclust.cluster._checks import as_device, check_n_clusters
 from deepclust.cluster._data import Rows, as_rows
 from deepclust.cluster._graphs import Capture, cuda_capture
 from deepclust.cluster._saving import comparable, from_tree, has_code, to_tree
 from deepclust.cluster._trainer import Method, Run, Settings, map_rows
-from deepclust.cluster.kmeans import check_n_clusters
 
 Array = np.ndarray[Any, Any]
 Self = TypeVar("Self", bound="DeepEstimator")
@@ -327,15 +327,7 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return tree
 
     def _device(self) -> torch.device:
-        try:
-            device = torch.device(self.device)
-        except (RuntimeError, TypeError):
-            raise ValueError(
-                f"device: got {self.device!r}; it takes 'cpu', 'cuda' or 'cuda:0'"
-            ) from None
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"device: got {self.device!r}, but torch finds no such GPU here")
-        return device
+        return as_device(self.device)
 
     def _finish(self, method: Method, rows: Rows, run: Run) -> None:
         self.history_ = run.history

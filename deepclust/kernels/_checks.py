@@ -117,8 +117,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in _HALF else dtype
 
 
-def check_finite(name: str, value: Tensor) -> None:
-    """Require finite values; the error names the first bad row. Reads the tensor once."""
+def check_finite(name: str, value: Tensor, first: int = 0) -> None:
+    """Require finite values; the error names the first bad row, numbered from `first`.
+
+    Reads the tensor once.
+    """
     # A sum is NaN or Inf if any term is, and costs no boolean copy; only a hit looks closer.
     if value.numel() == 0 or bool(torch.isfinite(value.sum())):
         return
@@ -126,7 +129,7 @@ def check_finite(name: str, value: Tensor) -> None:
     if bool(finite.all()):
         return  # finite values whose sum overflowed
     bad = ~finite.reshape(value.shape[0], -1).all(1) if value.ndim else ~finite.reshape(1)
-    bad_row(name, int(bad.nonzero()[0]))
+    bad_row(name, first + int(bad.nonzero()[0]))
 
 
 def check_nonnegative(name: str, value: Tensor) -> None:

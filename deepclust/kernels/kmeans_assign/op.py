@@ -7,7 +7,7 @@ from torch import Tensor
 
 from deepclust.kernels import _checks, _dispatch
 from deepclust.kernels._blocks import full_precision
-from deepclust.kernels.kmeans_update.op import kmeans_update
+from deepclust.kernels.kmeans_update.op import label_sums
 
 
 def kmeans_assign(
@@ -69,24 +69,22 @@ def _forward(
 
 @torch.no_grad()
 def assign_and_update(
-    x: Tensor, centroids: Tensor, sample_weight: Tensor, backend: str
+    x: Tensor, centroids: Tensor, sample_weight: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One iteration of Lloyd's algorithm, unchecked: `kmeans_assign`, and `kmeans_update` of that.
 
-    One pass over x instead of two where a backend has it.
+    One pass over x instead of two where a backend has it. Sums (K, D) and counts (K,) are in
+    float64, so that those of several blocks add up as those of one.
     """
     kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
-    if not hasattr(kernel, "forward_and_update"):
-        labels, sq_dist = _forward(x, centroids, backend, "exact", False)
-        sums, counts = kmeans_update(
-            x, labels, len(centroids), sample_weight, backend=backend, check=False
+    if hasattr(kernel, "forward_and_update"):
+        centroids = centroids.to(_checks.compute_dtype(x.dtype))
+        fused: tuple[Tensor, Tensor, Tensor, Tensor] = kernel.forward_and_update(
+            x, centroids, sample_weight, "exact"
         )
-        return labels, sq_dist, sums, counts
-    dtype = _checks.compute_dtype(x.dtype)
-    labels, sq_dist, sums, counts = kernel.forward_and_update(
-        x, centroids.to(dtype), sample_weight, "exact"
-    )
-    return labels, sq_dist, sums.to(dtype), counts.to(dtype)
+        return fused
+    labels, sq_dist = _forward(x, centroids, backend, "exact", False)
+    return labels, sq_dist, *label_sums(x, labels, len(centroids), sample_weight, backend)
 
 
 _dispatch.define(

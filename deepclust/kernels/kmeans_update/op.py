@@ -65,7 +65,6 @@ def kmeans_update(
     return _forward(*args)
 
 
-@torch.no_grad()
 def _forward(
     x: Tensor,
     labels: Tensor,
@@ -74,12 +73,27 @@ def _forward(
     backend: str,
     check: bool,
 ) -> tuple[Tensor, Tensor]:
-    kernel = _dispatch.kernel("kmeans_update", backend, x.device)
-    sums, counts = kernel.forward(
-        x, labels, n_clusters, sample_weight, _checks.wants_check(check, x)
-    )
+    sums, counts = label_sums(x, labels, n_clusters, sample_weight, backend, check=check)
     dtype = _checks.compute_dtype(x.dtype)
     return sums.to(dtype), counts.to(dtype)
+
+
+@torch.no_grad()
+def label_sums(
+    x: Tensor,
+    labels: Tensor,
+    n_clusters: int,
+    sample_weight: Tensor | None,
+    backend: str,
+    *,
+    check: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Sums (K, D) and counts (K,) as they were added up, in float64."""
+    kernel = _dispatch.kernel("kmeans_update", backend, x.device)
+    found: tuple[Tensor, Tensor] = kernel.forward(
+        x, labels, n_clusters, sample_weight, _checks.wants_check(check, x)
+    )
+    return found
 
 
 _dispatch.define(

@@ -1,0 +1,185 @@
+"""What KMeans and MiniBatchKMeans share: parameters, starts, and the use of fitted centroids."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from deepclust.cluster._checks import (
+    as_device,
+    check_at_least_zero,
+    check_integer,
+    check_n_clusters,
+    either,
+)
+from deepclust.cluster._data import is_sparse
+from deepclust.cluster._points import Points, as_points, total, unit_rows
+from deepclust.cluster._seeding import SEEDINGS
+from deepclust.kernels._dispatch import check_options
+
+Array = np.ndarray[Any, Any]
+Self = TypeVar("Self", bound="CentroidEstimator")
+
+METRICS = ("euclidean", "cosine")
+
+
+class CentroidEstimator(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator
+):
+    """An estimator with one centroid a cluster, of which the nearest gives a row its label."""
+
+    n_clusters: int
+    init: Any
+    n_init: Any
+    max_iter: int
+    tol: float
+    verbose: int
+    random_state: Any
+    metric: str
+    device: Any
+    backend: str
+
+    cluster_centers_: Array
+    labels_: Array
+
+    @abstractmethod
+    def fit(self: Self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Find the centroids of X."""
+
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Array:
+        """Fit, and return the labels (N,)."""
+        return self.fit(X, sample_weight=sample_weight).labels_
+
+    def predict(self, X: Any) -> Array:
+        """The nearest centroid of each row: labels (N,) int64.
+
+        Args:
+            X: Rows (N, D), as `fit` takes them.
+
+        Raises:
+            ValueError: If X has another width than the fitted one, NaN or Inf.
+            NotFittedError: If there are no centroids yet.
+        """
+        labels, _ = self._assigned(X)
+        return labels.cpu().numpy()
+
+    def transform(self, X: Any) -> Array:
+        """The distance (N, K) from each row to each centroid.
+
+        ||x_i - mu_j||, or with metric="cosine" 1 - cos(x_i, mu_j).
+        """
+        check_is_fitted(self, "cluster_centers_")
+        points = self._points(X, reset=False)
+        centroids = self._fitted(points)
+        distances = np.empty((len(points), len(centroids)), self.cluster_centers_.dtype)
+        for rows, x in points.blocks():
+            # By direct differences: the way of matrix products loses digits, and takes threads.
+            found = torch.cdist(x, centroids, compute_mode="donot_use_mm_for_euclid_dist")
+            distances[rows] = (found.square() / 2 if points.unit else found).cpu().numpy()
+        return distances
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Minus the inertia of X: the higher, the better the centroids fit."""
+        check_is_fitted(self, "cluster_centers_")
+        points = self._points(X, sample_weight, reset=False)
+        _, sq_dist = points.assign(self._fitted(points))
+        return -self._inertia(total(points.weighted(sq_dist)))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def _points(
+        self, X: Any, sample_weight: Any = None, *, reset: bool, dtype: torch.dtype | None = None
+    ) -> Points:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric: got {self.metric!r}; it takes {either(METRICS)}")
+        return as_points(
+            self,
+            X,
+            sample_weight,
+            device=None if self.device is None else as_device(self.device),
+            dtype=dtype,
+            unit=self.metric == "cosine",
+            backend=self.backend,
+            reset=reset,
+        )
+
+    def _fitted(self, points: Points) -> Tensor:
+        return torch.tensor(self.cluster_centers_, dtype=points.dtype, device=points.device)
+
+    def _assigned(self, X: Any) -> tuple[Tensor, Points]:
+        check_is_fitted(self, "cluster_centers_")
+        points = self._points(X, reset=False)
+        return points.assign(self._fitted(points))[0], points
+
+    def _inertia(self, total_sq_dist: float) -> float:
+        """sum_i w_i times the distance: ||u - v||^2 = 2 - 2 cos(u, v) for unit vectors."""
+        return total_sq_dist / 2 if self.metric == "cosine" else total_sq_dist
+
+    def _check_parameters(self, points: Points, n_drawn: int) -> None:
+        """Check what both take; n_drawn is n_init="auto" where all of the start is drawn."""
+        check_options(self.backend, "exact")
+        check_n_clusters(self.n_clusters, len(points))
+        check_integer("max_iter", self.max_iter, 1)
+        check_at_least_zero("tol", self.tol)
+        given = not isinstance(self.init, str) and not callable(self.init)
+        if isinstance(self.init, str) and self.init not in SEEDINGS:
+            raise ValueError(
+                f"init: got {self.init!r}; it takes {either(SEEDINGS)}, an array of centroids, or a"
+                " function of X, n_clusters and random_state"
+            )
+        self._tol = self.tol * points.variance() if self.tol > 0 else 0.0
+        if isinstance(self.n_init, str) and self.n_init == "auto":
+            by_chance = callable(self.init) or (not given and self.init == "random")
+            self._n_init = n_drawn if by_chance else 1
+            return
+        try:
+            check_integer("n_init", self.n_init, 1)
+        except ValueError as error:
+            raise ValueError(f"{error}, or 'auto'") from None
+        self._n_init = int(self.n_init)
+        if given and self._n_init != 1:
+            warnings.warn(
+                "Explicit initial center position passed: performing only one init, not"
+                f" n_init={self._n_init}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            self._n_init = 1
+
+    def _start(self, X: Any, points: Points, rng: RandomState) -> Tensor:
+        """Centroids (K, D) to start from, by `init`."""
+        if isinstance(self.init, str):
+            return SEEDINGS[self.init](points, self.n_clusters, rng)
+        given = self.init
+        if callable(given):
+            given = given(X, self.n_clusters, random_state=rng)
+        if is_sparse(given):
+            given = given.toarray()
+        if not isinstance(given, Tensor):
+            given = np.asarray(given)
+        # A copy: what the caller gave is the caller's.
+        centroids = torch.tensor(given, dtype=points.dtype, device=points.device)
+        if centroids.shape != (self.n_clusters, points.width):
+            raise ValueError(
+                f"init: got centroids of shape {tuple(centroids.shape)};"
+                f" it takes {(self.n_clusters, points.width)}"
+            )
+        if not bool(torch.isfinite(centroids).all()):
+            raise ValueError("init: got NaN or Inf; it takes finite centroids")
+        return unit_rows(centroids) if points.unit else centroids

@@ -1,0 +1,132 @@
+"""Where k-means starts: greedy k-means++, rows at random, k-means||."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+from torch import Tensor
+
+from deepclust.cluster._lloyd import lloyd
+from deepclust.cluster._points import Points, total
+
+Array = np.ndarray[Any, Any]
+
+ROUNDS, OVERSAMPLING = 5, 2  # of k-means||: r, and l / K, as in the paper's experiments
+RECLUSTER_ITERATIONS = 20
+
+
+def plus_plus(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
+    """Centroids (K, D) by greedy k-means++ (Arthur and Vassilvitskii, 2007).
+
+    The first row is drawn by weight, each further one by weight times squared distance to the
+    nearest so far: the best of 2 + log K draws, which leaves the least inertia. Where K is more
+    than there are distinct rows, the first one fills up.
+    """
+    n_candidates = 2 + int(np.log(n_clusters))
+    chosen = [int(draw(points.weight, len(points), 1, rng)[0])]
+    nearest = _distances(points, chosen[0])
+    while len(chosen) < n_clusters and total(points.weighted(nearest)) > 0:
+        rows = draw(points.weighted(nearest), len(points), n_candidates, rng)
+        best = None
+        for row in rows.tolist():
+            candidate = torch.minimum(nearest, _distances(points, row))
+            potential = total(points.weighted(candidate))
+            if best is None or potential < best[0]:
+                best = potential, row, candidate
+        assert best is not None
+        chosen.append(best[1])
+        nearest = best[2]
+    chosen += chosen[:1] * (n_clusters - len(chosen))
+    return points.take(np.array(chosen))
+
+
+def random_rows(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
+    """K rows, drawn by weight one after the other, none twice.
+
+    The K least of exponential variables of rate w_i are such a draw (Efraimidis and Spirakis,
+    2006).
+    """
+    keys = rng.standard_exponential(len(points))
+    if points.weight is not None:
+        weight = points.weight.cpu().double().numpy()
+        if (n := np.count_nonzero(weight)) < n_clusters:
+            raise ValueError(
+                f"sample_weight: got {n} weights above 0; init='random' takes"
+                f" n_clusters={n_clusters} or more"
+            )
+        with np.errstate(divide="ignore"):
+            keys /= weight
+    chosen = np.argpartition(keys, n_clusters - 1)[:n_clusters]
+    return points.take(chosen[np.argsort(keys[chosen])])
+
+
+def scalable(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
+    """Centroids (K, D) by k-means|| (Bahmani et al., 2012).
+
+    In each of a few rounds every row is drawn with probability min(1, l w_i d2_i / phi), d2_i its
+    squared distance to the nearest row drawn before, phi = sum_i w_i d2_i. The rows drawn, each
+    with the weight of the rows nearest to it, are then clustered: some passes over the data in the
+    place of K.
+    """
+    drawn = draw(points.weight, len(points), 1, rng)
+    found = points.take(drawn)
+    nearest = points.assign(found)[1]
+    n_rounds = 0
+    while n_rounds < ROUNDS or len(found) < n_clusters:
+        potential = points.weighted(nearest).cpu().double().numpy()
+        if not (phi := potential.sum()) > 0:
+            break
+        chance = OVERSAMPLING * n_clusters * potential / phi
+        drawn = np.flatnonzero(rng.random_sample(len(points)) < chance)
+        n_rounds += 1
+        if len(drawn):
+            more = points.take(drawn)
+            nearest = torch.minimum(nearest, points.assign(more)[1])
+            found = torch.cat([found, more])
+    _, _, _, counts = points.assign_and_update(found)
+    candidates = points.like(found, counts.to(points.dtype))
+    start = plus_plus(candidates, n_clusters, rng)
+    return lloyd(candidates, start, RECLUSTER_ITERATIONS, 0.0).centroids
+
+
+SEEDINGS: dict[str, Callable[[Points, int, RandomState], Tensor]] = {
+    "k-means++": plus_plus,
+    "random": random_rows,
+    "k-means||": scalable,
+}
+
+
+def draw(weight: Tensor | None, n: int, size: int, rng: RandomState) -> Array:
+    """Numbers (size,) of rows, drawn once: see `Draw`."""
+    return Draw(weight, n)(size, rng)
+
+
+class Draw:
+    """Draws rows, below n, in proportion to weight (n,), which by default is equal for all.
+
+    Equal weights and none give the same draws.
+    """
+
+    def __init__(self, weight: Tensor | None, n: int) -> None:
+        self._n = n
+        self._cumulative = None if weight is None else np.cumsum(weight.cpu().double().numpy())
+
+    def __call__(self, size: int, rng: RandomState) -> Array:
+        """Numbers (size,) of rows, the same one possibly again."""
+        u = rng.random_sample(size)
+        if self._cumulative is None:
+            rows = (u * self._n).astype(np.int64)
+        else:
+            rows = np.searchsorted(self._cumulative, u * self._cumulative[-1], side="right")
+        within: Array = np.minimum(rows, self._n - 1)
+        return within
+
+
+def _distances(points: Points, row: int) -> Tensor:
+    # With one centroid, hard assignment is a distance by direct differences, and its bits do not
+    # depend on the number of threads, as those of a matrix product may.
+    return points.assign(points.take(np.array([row])))[1]
