@@ -1,16 +1,22 @@
-"""KMeans against scikit-learn, and what only we promise: bits that do not depend on threads."""
+"""KMeans and MiniBatchKMeans: against scikit-learn's, and what only we promise."""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+import scipy.sparse
 import sklearn.cluster
 import torch
 from sklearn.datasets import make_blobs
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics.pairwise import cosine_distances
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from deepclust.cluster import KMeans, MiniBatchKMeans
+from deepclust.cluster._points import as_points
+from deepclust.cluster._seeding import SEEDINGS, random_rows
 from deepclust.metrics import adjusted_rand
 
 
@@ -78,18 +84,6 @@ def test_greedy_start_is_as_good_as_scikit_learns():
         sklearn.cluster.KMeans(40, n_init=1, random_state=s).fit(X).inertia_ for s in range(10)
     ]
     assert np.median(ours) <= 1.1 * np.median(theirs)
-
-
-@pytest.mark.filterwarnings("ignore:k-means stopped at max_iter")
-def test_same_bits_for_any_number_of_threads(threads):
-    X = np.random.default_rng(0).normal(size=(5000, 20)).astype(np.float32)
-    fits = []
-    for n in (1, 2, 3, 8):
-        threads(n)
-        fits.append(KMeans(13, n_init=2, max_iter=20, tol=0.01, random_state=0).fit(X))
-    for fit in fits[1:]:
-        np.testing.assert_array_equal(fit.labels_, fits[0].labels_)
-        np.testing.assert_array_equal(fit.cluster_centers_, fits[0].cluster_centers_)
 
 
 def test_empty_clusters_get_the_farthest_rows():
@@ -163,6 +157,9 @@ def test_tensors_on_a_gpu(blobs, init):
         ({"max_iter": 0}, "max_iter: got 0"),
         ({"tol": -1}, "tol: got -1"),
         ({"backend": "fpga"}, "backend: got 'fpga'"),
+        ({"algorithm": "full"}, "algorithm: got 'full'; it takes 'lloyd' or 'elkan'"),
+        ({"metric": "manhattan"}, "metric: got 'manhattan'; it takes 'euclidean' or 'cosine'"),
+        ({"device": "abacus"}, "device: got 'abacus'"),
     ],
 )
 def test_bad_parameters(blobs, parameters, message):
@@ -190,3 +187,315 @@ def test_weights_are_checked(blobs):
 def test_max_iter_warns(blobs):
     with pytest.warns(ConvergenceWarning, match="max_iter=1"):
         KMeans(6, init="random", n_init=1, max_iter=1, tol=0, random_state=0).fit(blobs[0])
+
+
+# --- rows of other kinds -----------------------------------------------------------------------
+
+FORMS = ["csr_array", "csr_matrix", "csc_matrix", "memory map", "integer memory map", "strided"]
+
+
+def in_form(X, form, tmp_path):
+    """The same whole numbers in another form."""
+    if "memory map" in form:
+        kind = ">i2" if "integer" in form else X.dtype
+        np.save(tmp_path / "X.npy", X.astype(kind))
+        return np.load(tmp_path / "X.npy", mmap_mode="r")
+    if form == "strided":
+        return torch.from_numpy(np.repeat(X, 2, axis=1))[:, ::2]
+    return getattr(scipy.sparse, form)(X)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("Estimator", [KMeans, MiniBatchKMeans])
+def test_any_form_of_rows_in_blocks_gives_what_an_array_gives(
+    Estimator, metric, form, tmp_path, monkeypatch
+):
+    X = np.random.default_rng(0).poisson(1.0, size=(300, 12)).astype(np.float64)
+    X[:, 0] += 1
+    weight = np.random.default_rng(1).random(300)
+    made = Estimator(5, metric=metric, random_state=0).fit(X, sample_weight=weight)
+    monkeypatch.setattr("deepclust.cluster._points.BLOCK_ELEMENTS", 12 * 70)
+    other = in_form(X, form, tmp_path)
+    found = Estimator(5, metric=metric, random_state=0).fit(other, sample_weight=weight)
+    np.testing.assert_array_equal(found.labels_, made.labels_)
+    np.testing.assert_allclose(found.cluster_centers_, made.cluster_centers_, rtol=1e-12)
+    np.testing.assert_allclose(found.inertia_, made.inertia_, rtol=1e-12)
+    np.testing.assert_array_equal(found.predict(other), made.labels_)
+    np.testing.assert_allclose(found.transform(other), made.transform(X), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(found.score(other, None, weight), -made.inertia_, rtol=1e-12)
+
+
+def test_what_kernels_take_is_not_copied(tmp_path):
+    X = np.ones((50, 3), np.float32)
+    np.save(tmp_path / "X.npy", X)
+    for rows in (X, np.load(tmp_path / "X.npy", mmap_mode="r"), torch.from_numpy(X)):
+        options = {"device": None, "unit": False, "backend": "auto", "reset": True}
+        [(_, block)] = as_points(KMeans(), rows, **options).blocks()
+        address = rows.data_ptr() if isinstance(rows, torch.Tensor) else rows.ctypes.data
+        assert block.data_ptr() == address
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_computed_in_float32(dtype):
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(200, 4))).to(dtype)
+    half, single = (KMeans(4, random_state=0).fit(rows) for rows in (x, x.float()))
+    np.testing.assert_array_equal(half.cluster_centers_, single.cluster_centers_)
+    assert half.cluster_centers_.dtype == np.float32
+
+
+@pytest.mark.parametrize("form", ["array", "csr_array", "memory map"])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_the_first_bad_row_is_named(form, bad, tmp_path, monkeypatch):
+    monkeypatch.setattr("deepclust.cluster._points.BLOCK_ELEMENTS", 100)
+    X = np.ones((200, 4))
+    X[[137, 180], 2] = bad
+    rows = X if form == "array" else in_form(X, form, tmp_path)
+    for method in (KMeans(2).fit, MiniBatchKMeans(2).fit, MiniBatchKMeans(2).partial_fit):
+        with pytest.raises(ValueError, match="X: row 137 has NaN or Inf"):
+            method(rows)
+    with pytest.raises(ValueError, match="X: row 137 has NaN or Inf"):
+        KMeans(2, init=X[:2], n_init=1, tol=0).fit(X[:100] + np.arange(100)[:, None]).predict(rows)
+
+
+def test_rows_are_never_written_to():
+    X = np.random.default_rng(0).normal(size=(100, 3))
+    X.flags.writeable = False
+    before = X.copy()
+    for metric in ("euclidean", "cosine"):
+        KMeans(3, metric=metric, copy_x=False).fit(X)
+        MiniBatchKMeans(3, metric=metric).fit(X)
+    np.testing.assert_array_equal(X, before)
+
+
+# --- metric="cosine" ---------------------------------------------------------------------------
+
+
+def spherical_kmeans(X, centroids, weight, n_iter):
+    """Dhillon and Modha (2001), written out."""
+    u = X / np.linalg.norm(X, axis=1, keepdims=True)
+    for _ in range(n_iter):
+        labels = (u @ centroids.T).argmax(1)
+        for j in range(len(centroids)):
+            mean = (weight[labels == j, None] * u[labels == j]).sum(0)
+            centroids[j] = mean / np.linalg.norm(mean)
+    cosine = u @ centroids.T
+    return cosine.argmax(1), centroids, float((weight * (1 - cosine.max(1))).sum())
+
+
+@pytest.mark.filterwarnings("ignore:k-means stopped at max_iter")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cosine_is_spherical_kmeans(dtype):
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(400, 6)) * rng.lognormal(size=(400, 1))).astype(dtype)
+    weight = rng.random(400)
+    unit = X[:5].astype(float) / np.linalg.norm(X[:5].astype(float), axis=1, keepdims=True)
+    labels, centroids, inertia = spherical_kmeans(X.astype(float), unit, weight, 4)
+    km = KMeans(5, metric="cosine", init=X[:5], max_iter=4, tol=0).fit(X, sample_weight=weight)
+    tolerance = 1e-5 if dtype == np.float32 else 1e-12
+    np.testing.assert_array_equal(km.labels_, labels)
+    np.testing.assert_allclose(km.cluster_centers_, centroids, atol=tolerance)
+    np.testing.assert_allclose(km.inertia_, inertia, rtol=tolerance)
+    np.testing.assert_allclose(
+        km.transform(X), cosine_distances(X, centroids), atol=tolerance, rtol=tolerance
+    )
+    np.testing.assert_allclose(km.score(X, sample_weight=weight), -inertia, rtol=tolerance)
+
+
+@pytest.mark.parametrize("Estimator", [KMeans, MiniBatchKMeans])
+def test_cosine_sees_no_lengths(Estimator):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 5)).astype(np.float32)
+    scale = 2.0 ** rng.integers(-60, 60, size=(300, 1)).astype(np.float32)
+    a, b = (Estimator(4, metric="cosine", random_state=0).fit(rows) for rows in (X, X * scale))
+    np.testing.assert_array_equal(a.labels_, b.labels_)
+    np.testing.assert_array_equal(a.cluster_centers_, b.cluster_centers_)
+    np.testing.assert_allclose(np.linalg.norm(a.cluster_centers_, axis=1), 1, rtol=1e-6)
+
+
+def test_cosine_takes_no_zeros(blobs):
+    X = blobs[0].copy()
+    X[7] = 0
+    with pytest.raises(ValueError, match="X: row 7 is zero; metric='cosine'"):
+        KMeans(3, metric="cosine").fit(X)
+
+
+# --- starts ------------------------------------------------------------------------------------
+
+
+def test_kmeans_parallel_start_is_as_good_as_plus_plus():
+    X, _ = make_blobs(3000, centers=40, n_features=8, random_state=0)
+    inertia = {
+        init: [KMeans(40, init=init, random_state=s).fit(X).inertia_ for s in range(8)]
+        for init in ("k-means++", "k-means||")
+    }
+    assert np.median(inertia["k-means||"]) <= 1.1 * np.median(inertia["k-means++"])
+
+
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+def test_rows_without_weight_are_no_start(init):
+    X = np.random.default_rng(0).normal(size=(200, 3))
+    weight = np.ones(200)
+    weight[::2] = 0
+    points = as_points(KMeans(), X, weight, device=None, unit=False, backend="auto", reset=True)
+    start = SEEDINGS[init](points, 9, np.random.RandomState(0))
+    distance = np.linalg.norm(X[::2, None] - start.numpy(), axis=2)
+    assert distance.min() > 0
+    if init != "k-means||":  # which gives means
+        assert all((X[1::2] == row).all(1).any() for row in start.numpy())
+
+
+def test_random_rows_are_drawn_by_weight_and_none_twice():
+    X = np.arange(5.0)[:, None]
+    points = as_points(
+        KMeans(), X, [1, 1, 1, 1, 12], device=None, unit=False, backend="auto", reset=True
+    )
+    rng = np.random.RandomState(0)
+    drawn = np.array([random_rows(points, 2, rng).ravel().tolist() for _ in range(4000)])
+    assert (drawn[:, 0] != drawn[:, 1]).all()
+    # The first is row 4 with probability 12/16; the second, after row 0, with 12/15.
+    np.testing.assert_allclose((drawn[:, 0] == 4).mean(), 12 / 16, atol=0.03)
+    np.testing.assert_allclose((drawn[drawn[:, 0] < 4, 1] == 4).mean(), 12 / 15, atol=0.05)
+
+
+def test_too_few_weights_for_a_random_start():
+    with pytest.raises(ValueError, match="sample_weight: got 2 weights above 0; init='random'"):
+        KMeans(3, init="random").fit(np.arange(5.0)[:, None], sample_weight=[1, 0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("Estimator", [KMeans, MiniBatchKMeans])
+def test_a_function_gives_the_start(Estimator, blobs):
+    X, _ = blobs
+
+    def first_rows(rows, n_clusters, random_state):
+        assert isinstance(random_state, np.random.RandomState)
+        return rows[:n_clusters]
+
+    a = Estimator(6, init=first_rows, n_init=1, random_state=0, **whole(Estimator, X)).fit(X)
+    b = Estimator(6, init=X[:6], random_state=0, **whole(Estimator, X)).fit(X)
+    np.testing.assert_array_equal(a.cluster_centers_, b.cluster_centers_)
+
+
+def whole(Estimator, X):
+    """So that MiniBatchKMeans shows a function all of X."""
+    return {"init_size": len(X)} if Estimator is MiniBatchKMeans else {}
+
+
+@pytest.mark.parametrize("Estimator", [KMeans, MiniBatchKMeans])
+def test_given_centroids_have_one_start(Estimator, blobs):
+    with pytest.warns(RuntimeWarning, match="performing only one init, not n_init=4"):
+        Estimator(6, init=blobs[0][:6], n_init=4).fit(blobs[0])
+
+
+# --- MiniBatchKMeans ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_steps_are_scikit_learns(dtype, weighted):
+    rng = np.random.default_rng(0)
+    batches = rng.normal(size=(20, 64, 5)).astype(dtype)
+    weights = rng.random((20, 64)) if weighted else [None] * 20
+    options = {"init": batches[0][:6], "n_init": 1, "reassignment_ratio": 0}
+    ours, theirs = MiniBatchKMeans(6, **options), sklearn.cluster.MiniBatchKMeans(6, **options)
+    tolerance = 1e-5 if dtype == np.float32 else 1e-12
+    for batch, weight in zip(batches, weights, strict=True):
+        for estimator in (ours, theirs):
+            estimator.partial_fit(batch, sample_weight=weight)
+        np.testing.assert_allclose(
+            ours.cluster_centers_, theirs.cluster_centers_, atol=tolerance, rtol=tolerance
+        )
+        np.testing.assert_array_equal(ours.labels_, theirs.labels_)
+    np.testing.assert_allclose(ours.inertia_, theirs.inertia_, rtol=tolerance)
+    np.testing.assert_allclose(ours._counts, theirs._counts, rtol=tolerance)
+    assert ours.n_steps_ == theirs.n_steps_ == 20
+
+
+def test_centroids_are_means_of_what_they_were_given():
+    batches = np.random.default_rng(0).normal(size=(5, 40, 2))
+    estimator = MiniBatchKMeans(3, init=batches[0][:3], reassignment_ratio=0)
+    sums, counts = np.zeros((3, 2)), np.zeros(3)
+    centroids = batches[0][:3].copy()
+    for batch in batches:
+        labels = ((batch[:, None] - centroids) ** 2).sum(2).argmin(1)
+        np.add.at(sums, labels, batch)
+        counts += np.bincount(labels, minlength=3)
+        centroids = sums / counts[:, None]
+        estimator.partial_fit(batch)
+        np.testing.assert_allclose(estimator.cluster_centers_, centroids, rtol=1e-12)
+
+
+def test_mini_batches_come_close_to_scikit_learns():
+    X, _ = make_blobs(5000, centers=20, n_features=6, cluster_std=2.0, random_state=0)
+    inertia = [
+        np.median([made(20, batch_size=256, random_state=s).fit(X).inertia_ for s in range(8)])
+        for made in (MiniBatchKMeans, sklearn.cluster.MiniBatchKMeans)
+    ]
+    assert inertia[0] <= 1.1 * inertia[1]
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+@pytest.mark.parametrize("Estimator", [KMeans, MiniBatchKMeans])
+@pytest.mark.filterwarnings("ignore:k-means stopped at max_iter")
+def test_same_seed_same_bits_for_any_number_of_threads(
+    Estimator, init, metric, threads, monkeypatch
+):
+    monkeypatch.setattr("deepclust.cluster._points.BLOCK_ELEMENTS", 1 << 14)
+    X = np.random.default_rng(0).normal(size=(3000, 20)).astype(np.float32)
+    weight = np.random.default_rng(1).random(3000)
+    fits = []
+    for n, rows in itertools.product((1, 3, 8), (X, scipy.sparse.csr_array(X))):
+        threads(n)
+        made = Estimator(9, init=init, n_init=2, max_iter=5, metric=metric, random_state=0)
+        fits.append(made.fit(rows, sample_weight=weight))
+    for one, other in ((0, 2), (0, 4), (1, 3), (1, 5)):
+        np.testing.assert_array_equal(fits[one].labels_, fits[other].labels_)
+        np.testing.assert_array_equal(fits[one].cluster_centers_, fits[other].cluster_centers_)
+        assert fits[one].inertia_ == fits[other].inertia_
+
+
+def test_centroids_without_rows_are_placed_on_rows():
+    X = np.random.default_rng(0).normal(size=(400, 2))
+    init = np.concatenate([X[:3], np.full((2, 2), 1e3)])
+    fit = MiniBatchKMeans(5, init=init, batch_size=50, random_state=0).fit
+    assert len(np.unique(fit(X).labels_)) == 5
+    kept = MiniBatchKMeans(5, init=init, reassignment_ratio=0, random_state=0).fit(X)
+    np.testing.assert_array_equal(kept.cluster_centers_[3:], init[3:])
+
+
+def test_partial_fit_goes_on_from_fit(blobs):
+    X, _ = blobs
+    made = MiniBatchKMeans(6, random_state=0).fit(X.astype(np.float32))
+    counts, n_steps = made._counts.sum(), made.n_steps_
+    made.partial_fit(X[:50])  # float64, given to float32 centroids
+    assert made._counts.sum() == counts + 50
+    assert made.n_steps_ == n_steps + 1
+    assert made.cluster_centers_.dtype == np.float32
+    assert made.labels_.shape == (50,)
+
+
+def test_without_labels_inertia_is_an_estimate(blobs):
+    X, _ = blobs
+    weight = np.random.default_rng(0).random(len(X))
+    made = MiniBatchKMeans(6, compute_labels=False, random_state=0).fit(X, sample_weight=weight)
+    assert not hasattr(made, "labels_")
+    np.testing.assert_allclose(made.inertia_, -made.score(X, sample_weight=weight), rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: got 0; it takes an integer of at least 1"),
+        ({"max_no_improvement": -1}, "max_no_improvement: got -1; .* at least 0, or None"),
+        ({"init_size": 2.5}, "init_size: got 2.5; .* at least 1, or None"),
+        ({"reassignment_ratio": -0.1}, "reassignment_ratio: got -0.1"),
+        ({"n_init": "all"}, "n_init: got 'all'; it takes an integer of at least 1, or 'auto'"),
+        ({"metric": "manhattan"}, "metric: got 'manhattan'; it takes 'euclidean' or 'cosine'"),
+        ({"device": "abacus"}, "device: got 'abacus'"),
+    ],
+)
+def test_bad_parameters_of_mini_batches(blobs, parameters, message):
+    for method in ("fit", "partial_fit"):
+        with pytest.raises(ValueError, match=message):
+            getattr(MiniBatchKMeans(**parameters), method)(blobs[0])

@@ -93,8 +93,11 @@ class Points:
         """The rows of these numbers, (n, D)."""
         source = self._source if self._whole is None else self._whole
         if isinstance(source, Tensor):
-            numbers = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(source.device)
-            x = source[numbers].to(self.device, self.dtype)
+            if isinstance(rows, slice):
+                x = source[rows]
+            else:
+                x = source.index_select(0, torch.from_numpy(rows).to(source.device))
+            x = x.to(self.device, self.dtype)
         else:
             picked = source[rows].toarray() if is_sparse(source) else source[rows]
             dtype = np.float64 if self.dtype == torch.float64 else np.float32

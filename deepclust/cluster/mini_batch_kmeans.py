@@ -202,13 +202,15 @@ class MiniBatchKMeans(CentroidEstimator):
 
     def _best_start(self, X: Any, points: Points, rng: RandomState) -> Tensor:
         """Of n_init starts the one of least inertia on rows drawn for the comparison."""
+        starts = (self._start_on_some(X, points, rng) for _ in range(self._n_init))
+        if self._n_init == 1:
+            return next(starts)
         judges = points.subset(rng.randint(0, len(points), self._init_size))
         best: tuple[float, Tensor] | None = None
-        for start in range(1, self._n_init + 1):
-            centroids = self._start_on_some(X, points, rng)
+        for number, centroids in enumerate(starts, 1):
             inertia = total(judges.weighted(judges.assign(centroids)[1]))
             if self.verbose:
-                print(f"Start {start}/{self._n_init}: inertia {self._inertia(inertia):.6g}")
+                print(f"Start {number}/{self._n_init}: inertia {self._inertia(inertia):.6g}")
             if best is None or inertia < best[0]:
                 best = inertia, centroids
         assert best is not None
