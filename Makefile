@@ -38,7 +38,8 @@ demo: setup  ## cluster the handwritten digits that scikit-learn carries; writes
 TEST_JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist worksteal
 
-INTERPRETED := assign target_loss frequencies targets kmeans_assign kmeans_update kmeans_loss contract triton
+INTERPRETED := assign target_loss frequencies targets kmeans_assign kmeans_candidates kmeans_update \
+	kmeans_loss contract triton
 # What these test is the same without the extension.
 NO_KERNELS := datasets experiments files metrics networks plots report transforms
 test: lint types layers doctest  ## every check: lint, types, imports, examples, tests with and without the extension
@@ -61,7 +62,7 @@ test: lint types layers doctest  ## every check: lint, types, imports, examples,
 SANITIZED := build/sanitize
 SANITIZE_ISAS ?= avx512 avx2 baseline
 SANITIZE_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,assign frequencies targets target_loss \
-	kmeans_assign kmeans_update kmeans_loss fuzz fuzz_edges threads snapshot)) tests/test_build.py
+	kmeans_assign kmeans_candidates kmeans_update kmeans_loss fuzz fuzz_edges threads snapshot)) tests/test_build.py
 sanitize: setup  ## the compiled kernels' tests under the address, undefined and thread sanitizers
 	@echo "sanitize: building"
 	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)

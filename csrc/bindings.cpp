@@ -203,6 +203,20 @@ py::object kmeans_assign(const MatrixArgument& x, const MatrixArgument& mu, int6
     });
 }
 
+py::object kmeans_candidates(const MatrixArgument& x, const MatrixArgument& candidates, int64_t n,
+                             int64_t d, int64_t k, const std::string& dtype, Address nearest,
+                             Address weight, Address sq_dist, Address potentials, int n_threads,
+                             bool check) {
+    check_sizes(n, d, k, n_threads);
+    return call(dtype, [&](const auto& kernels) {
+        using T = decltype(type_of(kernels));
+        return kernels.kmeans_candidates({matrix<T>(x), matrix<T>(candidates), n, d, k,
+                                          pointer<const T>(nearest), pointer<const T>(weight),
+                                          result<T>(sq_dist, k * n), pointer<double>(potentials),
+                                          n_threads, check});
+    });
+}
+
 py::object kmeans_update(const MatrixArgument& x, int64_t n, int64_t d, int64_t k,
                          const std::string& dtype, Address labels, Address weight, Address sums,
                          Address counts, int n_threads, bool check) {
@@ -249,6 +263,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("targets", &targets);
     m.def("target_loss", &target_loss);
     m.def("kmeans_assign", &kmeans_assign);
+    m.def("kmeans_candidates", &kmeans_candidates);
     m.def("kmeans_update", &kmeans_update);
     m.def("kmeans_loss", &kmeans_loss);
     m.def("adam", &adam);

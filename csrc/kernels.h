@@ -6,6 +6,7 @@
 #include "assign.h"
 #include "frequencies.h"
 #include "kmeans_assign.h"
+#include "kmeans_candidates.h"
 #include "kmeans_loss.h"
 #include "kmeans_update.h"
 #include "target_loss.h"
@@ -22,6 +23,7 @@ struct Kernels {
     BadRow (*targets)(const Targets<T>&);
     BadRow (*target_loss)(const TargetLoss<T>&);
     BadRow (*kmeans_assign)(const KMeansAssign<T>&);
+    BadRow (*kmeans_candidates)(const KMeansCandidates<T>&);
     BadRow (*kmeans_update)(const KMeansUpdate<T>&);
     BadRow (*kmeans_loss)(const KMeansLoss<T>&);
 };
@@ -54,6 +56,8 @@ template <typename T>
 BadRow target_loss(const TargetLoss<T>&);
 template <typename T>
 BadRow kmeans_assign(const KMeansAssign<T>&);
+template <typename T>
+BadRow kmeans_candidates(const KMeansCandidates<T>&);
 template <typename T>
 BadRow kmeans_update(const KMeansUpdate<T>&);
 template <typename T>

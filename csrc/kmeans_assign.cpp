@@ -52,19 +52,6 @@ struct PackedCentroids {
     }
 };
 
-// IN/OUT sum: (z - m)^2, summed over d.
-template <int kWidth, typename T>
-inline void add_sq_differences(const T* z, const T* m, int64_t d,
-                               Lanes<T> (&sum)[kWidth][kVectors]) {
-    for (int64_t e = 0; e < d; ++e)
-        for (int j = 0; j < kWidth; ++j)
-            for (int v = 0; v < kVectors; ++v) {
-                const Lanes<T> difference =
-                    load(z + e * kPoints<T> + v * kLanes<T>) - broadcast(m[e * kWidth + j]);
-                sum[j][v] += difference * difference;
-            }
-}
-
 // The running minima of the scores of a panel's points, and where they were found.
 template <typename T>
 struct Minima {

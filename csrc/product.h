@@ -60,6 +60,19 @@ struct PackedColumns {
     const T* tile(int64_t i) const { return data.get() + i * length * tiling.width; }
 };
 
+// IN/OUT sum: (z - m)^2, summed over d.
+template <int kWidth, typename T>
+inline void add_sq_differences(const T* z, const T* m, int64_t d,
+                               Lanes<T> (&sum)[kWidth][kVectors]) {
+    for (int64_t e = 0; e < d; ++e)
+        for (int j = 0; j < kWidth; ++j)
+            for (int v = 0; v < kVectors; ++v) {
+                const Lanes<T> difference =
+                    load(z + e * kPoints<T> + v * kLanes<T>) - broadcast(m[e * kWidth + j]);
+                sum[j][v] += difference * difference;
+            }
+}
+
 // IN panels (n_panels, panel_size), each (columns.length, kPoints);
 // OUT out (n_panels, out_size), each (columns.tiling.padded(), kPoints): the products.
 template <typename T>

@@ -77,6 +77,21 @@ def kmeans_assign(
     check: bool,
     /,
 ) -> _Bad: ...
+def kmeans_candidates(
+    x: _Matrix,
+    candidates: _Matrix,
+    n: int,
+    d: int,
+    k: int,
+    dtype: str,
+    nearest: int,
+    weight: int,
+    sq_dist: int,
+    potentials: int,
+    n_threads: int,
+    check: bool,
+    /,
+) -> _Bad: ...
 def kmeans_update(
     x: _Matrix,
     n: int,

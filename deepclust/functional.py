@@ -16,6 +16,7 @@ from deepclust.kernels.frequencies.op import frequencies
 from deepclust.kernels.gaussian_kl.op import gaussian_kl
 from deepclust.kernels.heads import Gaussian, Head, Linear, StudentT
 from deepclust.kernels.kmeans_assign.op import kmeans_assign
+from deepclust.kernels.kmeans_candidates.op import kmeans_candidates
 from deepclust.kernels.kmeans_loss.op import kmeans_loss
 from deepclust.kernels.kmeans_update.op import kmeans_update
 from deepclust.kernels.target_loss.balanced import balance_objective, freeze_balanced_target
@@ -40,6 +41,7 @@ __all__ = [
     "frequencies",
     "gaussian_kl",
     "kmeans_assign",
+    "kmeans_candidates",
     "kmeans_loss",
     "kmeans_update",
     "soft_cross_entropy",

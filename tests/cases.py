@@ -47,6 +47,7 @@ PRIMITIVES = (
     "targets",
     "target_loss",
     "kmeans_assign",
+    "kmeans_candidates",
     "kmeans_update",
     "kmeans_loss",
     "gaussian_kl",

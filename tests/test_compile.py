@@ -38,6 +38,10 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             (x, [mu], labels, "student_t:0.5", "auto", "exact", False),
         ],
         "kmeans_assign": [(x, mu, "auto", "exact", True)],
+        "kmeans_candidates": [
+            (x, mu, None, None, "auto", True),
+            (x, mu, torch.rand(N), torch.rand(N), "auto", True),
+        ],
         "kmeans_update": [
             (x, labels, K, None, "auto", True),
             (x, labels, K, torch.rand(N), "auto", True),

@@ -174,6 +174,11 @@ CALLS = {
         in_input_type=True,
     ),
     "kmeans_assign": Call("kmeans_assign", {"x": Z, "centroids": MU}, F.kmeans_assign),
+    "kmeans_candidates": Call(
+        "kmeans_candidates",
+        {"x": Z, "candidates": MU, "nearest": (N,), "sample_weight": (N,)},
+        F.kmeans_candidates,
+    ),
     "kmeans_update": Call(
         "kmeans_update",
         {"x": Z, "sample_weight": (N,)},
@@ -385,12 +390,12 @@ def test_mixed_devices(call: Call, name: str) -> None:
     {
         name: call
         for name, call in CALLS.items()
-        if {"centroids", "weight", "means"} & set(call.shapes)
+        if {"centroids", "weight", "means", "candidates"} & set(call.shapes)
     }
 )
 def test_no_clusters_or_no_columns(call: Call, name: str) -> None:
     tensors = call.tensors()
-    if name in ("centroids", "weight", "means"):
+    if name in ("centroids", "weight", "means", "candidates"):
         refused(call, {**tensors, name: tensors[name][:0]}, ValueError, f"^{name}: ")
     if tensors[name].ndim == 2:
         partners = "|".join(call.shapes)

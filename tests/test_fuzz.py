@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepclust import functional as F
-from tests import reference, test_assign, test_kmeans_assign, test_kmeans_update
+from tests import (
+    reference,
+    test_assign,
+    test_kmeans_assign,
+    test_kmeans_candidates,
+    test_kmeans_update,
+)
 from tests import test_gaussian_kl as gaussian
 from tests import test_target_loss as target
 from tests.cases import DTYPES, HEADS, as_numpy, backends_for, make_case, random_target
@@ -64,6 +70,15 @@ def test_target_loss_fuzz(case, power, frozen, backend) -> None:
 def test_kmeans_assign_fuzz(shape, dtype, seed, backend) -> None:
     x, centroids = test_kmeans_assign.make_points(shape, dtype, seed=seed)
     test_kmeans_assign.check_against_oracle(x, centroids, backend)
+
+
+@quick
+@given(shapes, st.sampled_from(DTYPES), st.booleans(), backends("kmeans_candidates"))
+def test_kmeans_candidates_fuzz(shape, dtype, first, backend) -> None:
+    x, candidates, nearest, weight = test_kmeans_candidates.make_rows(shape, dtype)
+    test_kmeans_candidates.check_against_oracle(
+        x, candidates, None if first else nearest, weight, backend
+    )
 
 
 @quick

@@ -172,6 +172,15 @@ def test_kmeans_loss(backend: str) -> None:
     check(backend, make, 2 * 4 * (N * D + K * D) + 12 * N)
 
 
+@pytest.mark.parametrize("backend", backends_for("kmeans_candidates"))
+def test_kmeans_candidates(backend: str) -> None:
+    def make(n: int) -> Callable[[], object]:
+        x = make_case("student_t", (n, D, K)).z
+        return lambda: F.kmeans_candidates(x, x[:6], torch.ones(n), backend=backend)
+
+    check(backend, make, 7 * 4 * N)
+
+
 @pytest.mark.parametrize("backend", backends_for("kmeans_update"))
 def test_kmeans_update(backend: str) -> None:
     def make(n: int) -> Callable[[], object]:

@@ -182,6 +182,13 @@ def test_kmeans_by_hand() -> None:
     sums, counts = reference.kmeans_update(x, labels, 3, np.array([1.0, 2.0, 0.5]))
     assert sums.tolist() == [[0.5, 0.0], [6.0, 8.0], [0.0, 0.0]]
     assert counts.tolist() == [1.5, 2.0, 0.0]
+    near = np.array([0.0, 9.0, 1.0])
+    squared, potentials = reference.kmeans_candidates(x, mu[1:], near, np.array([1.0, 2.0, 0.5]))
+    assert squared.tolist() == [[0.0, 9.0, 1.0], [0.0, 9.0, 1.0]]
+    assert potentials.tolist() == [18.5, 18.5]
+    squared, potentials = reference.kmeans_candidates(x, x[1:2], near, np.ones(3))
+    assert squared.tolist() == [[0.0, 0.0, 1.0]]
+    assert potentials.tolist() == [1.0]
     assert reference.kmeans_loss(x, mu) == 6.0
     assert reference.kmeans_loss(x, mu, np.array([1, 1, 1]), reduction="sum") == 4.0 + 17.0 + 1.0
 

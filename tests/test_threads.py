@@ -126,6 +126,15 @@ def test_kmeans_update(shape: tuple[int, int, int], weighted: bool, threads: Thr
 
 
 @labelled
+def test_kmeans_candidates(shape: tuple[int, int, int], threads: Threads) -> None:
+    x, mu, _, weight = labelled_rows(shape)
+    nearest = x.square().sum(1)
+    assert_same_bits(
+        lambda: F.kmeans_candidates(x, mu[:7], nearest, weight, backend="cpp"), threads
+    )
+
+
+@labelled
 def test_kmeans_loss(shape: tuple[int, int, int], threads: Threads) -> None:
     x, mu, labels, _ = labelled_rows(shape)
 

@@ -128,7 +128,8 @@ def results_of_a_head(kind: str, shape: tuple[int, int, int]) -> list[Tensor]:
 def results_of_kmeans(shape: tuple[int, int, int]) -> list[Tensor]:
     z, k = make_case("student_t", shape).z, shape[2]
     labels, sq_dist = F.kmeans_assign(z, z[:k], backend="triton")
-    return [labels, sq_dist, *F.kmeans_update(z, labels, k, backend="triton")]
+    candidates = F.kmeans_candidates(z, z[:5], sq_dist, backend="triton")
+    return [labels, sq_dist, *candidates, *F.kmeans_update(z, labels, k, backend="triton")]
 
 
 @INTERPRETED
@@ -218,7 +219,8 @@ def test_triton_kmeans_waits_for_nothing_and_holds_nothing_of_n_times_k() -> Non
     options = {"backend": "triton", "check": False}
     with Watch() as watch:
         F.kmeans_loss(z.clone().requires_grad_(), z[:k], torch.arange(n) % k, **options)
-        labels, _ = F.kmeans_assign(z, z[:k], **options)
+        labels, nearest = F.kmeans_assign(z, z[:k], **options)
+        F.kmeans_candidates(z, z[:5], nearest, **options)
         F.kmeans_update(z, labels, k, **options)
     assert watch.largest < n * k / 2
 

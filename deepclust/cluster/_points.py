@@ -135,6 +135,22 @@ class Points:
         labels, sq_dist, sums, counts = zip(*found, strict=True)
         return _joined(labels), _joined(sq_dist), _added(sums), _added(counts)
 
+    def candidates(self, candidates: Tensor, nearest: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `kmeans_candidates` says of these (C, D): distances (C, N) and potentials (C,)."""
+        found = (
+            F.kmeans_candidates(
+                x,
+                candidates,
+                None if nearest is None else nearest[rows],
+                self._weight_of(rows),
+                backend=self.backend,
+                check=False,
+            )
+            for rows, x in self.blocks()
+        )
+        sq_dist, potentials = zip(*found, strict=True)
+        return _joined(sq_dist, 1), _added(potentials)
+
     def sums(self, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor]:
         """Weighted sums (K, D) and counts (K,) of the rows of each cluster, in float64."""
         found = (
@@ -231,8 +247,8 @@ def _above_zero(values: Tensor) -> Tensor:
     return torch.where(values > 0, values, 1)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def _added(parts: Sequence[Tensor]) -> Tensor:

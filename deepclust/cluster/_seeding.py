@@ -11,7 +11,7 @@ from numpy.random import RandomState
 from torch import Tensor
 
 from deepclust.cluster._lloyd import lloyd
-from deepclust.cluster._points import Points, total
+from deepclust.cluster._points import Points
 
 Array = np.ndarray[Any, Any]
 
@@ -26,20 +26,18 @@ def plus_plus(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
     nearest so far: the best of 2 + log K draws, which leaves the least inertia. Where K is more
     than there are distinct rows, the first one fills up.
     """
-    n_candidates = 2 + int(np.log(n_clusters))
-    chosen = [int(draw(points.weight, len(points), 1, rng)[0])]
-    nearest = _distances(points, chosen[0])
-    while len(chosen) < n_clusters and total(points.weighted(nearest)) > 0:
-        rows = draw(points.weighted(nearest), len(points), n_candidates, rng)
-        best = None
-        for row in rows.tolist():
-            candidate = torch.minimum(nearest, _distances(points, row))
-            potential = total(points.weighted(candidate))
-            if best is None or potential < best[0]:
-                best = potential, row, candidate
-        assert best is not None
-        chosen.append(best[1])
-        nearest = best[2]
+    chosen: list[int] = []
+    nearest: Tensor | None = None
+    drawn = draw(points.weight, len(points), 1, rng)
+    while True:
+        sq_dist, potentials = points.candidates(points.take(drawn), nearest)
+        best = int(potentials.argmin())
+        chosen.append(int(drawn[best]))
+        if len(chosen) == n_clusters or not potentials[best] > 0:
+            break
+        nearest = sq_dist[best].clone()  # of the other candidates nothing is kept
+        weight = points.weighted(nearest)
+        drawn = draw(weight, len(points), 2 + int(np.log(n_clusters)), rng)
     chosen += chosen[:1] * (n_clusters - len(chosen))
     return points.take(np.array(chosen))
 
@@ -74,7 +72,7 @@ def scalable(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
     """
     drawn = draw(points.weight, len(points), 1, rng)
     found = points.take(drawn)
-    nearest = points.assign(found)[1]
+    _, nearest = points.assign(found)
     n_rounds = 0
     while n_rounds < ROUNDS or len(found) < n_clusters:
         potential = points.weighted(nearest).cpu().double().numpy()
@@ -124,9 +122,3 @@ class Draw:
             rows = np.searchsorted(self._cumulative, u * self._cumulative[-1], side="right")
         within: Array = np.minimum(rows, self._n - 1)
         return within
-
-
-def _distances(points: Points, row: int) -> Tensor:
-    # With one centroid, hard assignment is a distance by direct differences, and its bits do not
-    # depend on the number of threads, as those of a matrix product may.
-    return points.assign(points.take(np.array([row])))[1]

@@ -61,6 +61,7 @@ PRIMITIVES = (
     "targets",
     "target_loss",
     "kmeans_assign",
+    "kmeans_candidates",
     "kmeans_update",
     "kmeans_loss",
 )
@@ -249,6 +250,9 @@ def _plain_cases(
         yield Case(name, n * k, lambda: kernel.forward(q, None, None, 2.0, False))
     elif primitive == "kmeans_assign":
         yield Case(name, n * k, lambda: kernel.forward(z, centroids, precision, False))
+    elif primitive == "kmeans_candidates":
+        nearest, few = wide.new_zeros(n), centroids[:8]
+        yield Case(name, n * len(few), lambda: kernel.forward(z, few, nearest, None, False))
     elif primitive == "kmeans_update":
         yield Case(name, n * d, lambda: kernel.forward(z, labels, k, None, False))
     else:

@@ -16,6 +16,14 @@ def kmeans_assign(x: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.
     return squared.argmin(axis=1), squared.min(axis=1)
 
 
+def kmeans_candidates(
+    x: np.ndarray, candidates: np.ndarray, nearest: np.ndarray, sample_weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """sq_dist_ci = min(nearest_i, ||x_i - c||^2) (C, N) and sum_i w_i sq_dist_ci (C,)."""
+    squared = np.minimum(squared_distances(candidates, x), nearest)
+    return squared, squared @ sample_weight
+
+
 def kmeans_update(
     x: np.ndarray, labels: np.ndarray, n_clusters: int, sample_weight: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
