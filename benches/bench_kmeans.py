@@ -1,4 +1,4 @@
-"""k-means: assignment, update, loss, and ten iterations from given centroids."""
+"""k-means: assignment, candidates, update, loss; starts, ten iterations, an epoch of batches."""
 
 from __future__ import annotations
 
@@ -6,23 +6,32 @@ import warnings
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benches import peers
 from benches.race import BACKEND, ON_GPU, SHAPES, Contender, Race, tf32
 from deepclust import functional as F
-from deepclust.cluster import KMeans
+from deepclust.cluster import KMeans, MiniBatchKMeans
 from deepclust.cluster._lloyd import lloyd
 from deepclust.cluster._points import Points
+from deepclust.cluster._seeding import plus_plus
 
 ITERATIONS = 10
+CANDIDATES = 8  # as many as greedy k-means++ has for 1,000 clusters
+BATCH = 4096
 # On the CPU it is the libraries that are to be beaten.
 FORMS = peers.forms if ON_GPU else peers.eager
 
 
 def contenders(functions: dict[str, Any], *args: Any) -> list[Contender]:
     return [Contender(name, lambda f=f: f(*args)) for name, f in functions.items()]
+
+
+def as_points(x: Tensor) -> Points:
+    options = {"unit": False, "hold": True, "weight": None, "backend": BACKEND}
+    return Points(x, x.dtype, x.device, **options)
 
 
 def bench_kmeans_assign(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> None:
@@ -56,6 +65,23 @@ def bench_kmeans_assign(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> 
         tolerance=1e-4,
         flops=2 * n * d * k,
         bytes=4 * n * d + 12 * n,
+    )
+
+
+def bench_kmeans_candidates(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> None:
+    x = data[0]
+    n, d, _ = SHAPES[shape]
+    args = (x, x[:CANDIDATES].clone(), F.kmeans_assign(x, x[-1:])[1])
+    expected = peers.candidates_cdist(*(arg.double() for arg in args))[1]
+    race(
+        "kmeans_candidates",
+        shape,
+        Contender("deepclust", lambda: F.kmeans_candidates(*args, backend=BACKEND)),
+        contenders(FORMS({"cdist": peers.candidates_cdist}), *args),
+        error=lambda r: float(((r[1].double() - expected) / expected).abs().max()),
+        tolerance=1e-6,
+        flops=3 * n * d * CANDIDATES,
+        bytes=4 * n * (d + 1 + CANDIDATES),
     )
 
 
@@ -135,9 +161,7 @@ def bench_lloyd(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> None:
         ]
         others += contenders(peers.installed(peers.LLOYD_ON_GPU, x, centroids, ITERATIONS))
         # `fit` looks for NaN; the libraries check nothing.
-        rest = {"unit": False, "hold": True, "weight": None, "backend": BACKEND}
-        points = Points(x, x.dtype, x.device, **rest)
-        unchecked = partial(lloyd, points, centroids, ITERATIONS, 0.0)
+        unchecked = partial(lloyd, as_points(x), centroids, ITERATIONS, 0.0)
         others.append(Contender("deepclust, unchecked", lambda: unchecked().centroids))
     else:
         arrays = (x.numpy(), centroids.numpy(), ITERATIONS)
@@ -161,4 +185,50 @@ def bench_lloyd(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> None:
         flops=ITERATIONS * 2 * n * d * k,
         bytes=4 * n * d,
         passes=ITERATIONS,
+    )
+
+
+def inertia_of(x: Tensor, centroids: Any) -> float:
+    found = torch.as_tensor(centroids, device=x.device)
+    return float(F.kmeans_assign(x, found)[1].double().sum())
+
+
+def bench_plus_plus(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> None:
+    x = data[0]
+    n, d, k = SHAPES[shape]
+    points, theirs = as_points(x), peers.plus_plus_sklearn(x.cpu().numpy(), k)
+
+    expected = inertia_of(x, theirs())
+    race(
+        "k-means++",
+        shape,
+        Contender("deepclust", lambda: plus_plus(points, k, np.random.RandomState(0))),
+        [] if ON_GPU else [Contender("scikit-learn", theirs)],
+        error=lambda centroids: inertia_of(x, centroids) / expected - 1,
+        tolerance=0.5,  # both are draws
+        flops=3 * n * d * k * (2 + int(np.log(k))),
+        bytes=4 * n * d,
+        passes=k,
+    )
+
+
+def bench_mini_batches(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> None:
+    """As many batches as make up X once, from given centroids, and the labels."""
+    x, centroids = data[0], data[0][: SHAPES[shape][2]].clone()
+    n, d, k = SHAPES[shape]
+    options = {"init": centroids.cpu().numpy(), "batch_size": BATCH, "max_iter": 1}
+    options |= {"max_no_improvement": None, "random_state": 0}
+    rows, model = x if ON_GPU else x.numpy(), MiniBatchKMeans(k, backend=BACKEND, **options)
+    theirs = peers.mini_batches_sklearn(x.cpu().numpy(), k, options)
+
+    expected = inertia_of(x, theirs())
+    race(
+        "mini-batches, 1 epoch",
+        shape,
+        Contender("deepclust", lambda: model.fit(rows).cluster_centers_),
+        [] if ON_GPU else [Contender("scikit-learn", theirs)],
+        error=lambda centroids: inertia_of(x, centroids) / expected - 1,
+        tolerance=0.2,  # both are draws, and A has one batch
+        flops=2 * n * d * k,
+        bytes=4 * n * d,
     )

@@ -154,6 +154,11 @@ def nearest_broadcast(x: Tensor, centroids: Tensor) -> Tensor:
     return (x.unsqueeze(1) - centroids).square().sum(2).argmin(1)
 
 
+def candidates_cdist(x: Tensor, candidates: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
+    sq_dist = torch.minimum(torch.cdist(candidates, x) ** 2, nearest)
+    return sq_dist, sq_dist.sum(1)
+
+
 def update_index_add(x: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
     sums = x.new_zeros(k, x.shape[1]).index_add_(0, labels, x)
     return sums, torch.bincount(labels, minlength=k)
@@ -225,6 +230,18 @@ def lloyd_sklearn(x: np.ndarray, centroids: np.ndarray, iterations: int) -> Func
         return float(model.fit(x).inertia_)
 
     return run
+
+
+def plus_plus_sklearn(x: np.ndarray, k: int) -> Function:
+    from sklearn.cluster import kmeans_plusplus
+
+    return lambda: kmeans_plusplus(x, k, random_state=0)[0]
+
+
+def mini_batches_sklearn(x: np.ndarray, k: int, options: dict[str, Any]) -> Function:
+    from sklearn.cluster import MiniBatchKMeans
+
+    return lambda: MiniBatchKMeans(k, **options).fit(x).cluster_centers_
 
 
 def lloyd_faiss(x: np.ndarray, centroids: np.ndarray, iterations: int) -> Function | None:

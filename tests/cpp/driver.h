@@ -67,7 +67,7 @@ class Job {
         static const std::vector<std::string> all = {
             "assign_forward",     "assign_backward",   "frequencies",          "targets",
             "target_loss",        "target_loss_value", "target_loss_snapshot", "kmeans_assign",
-            "kmeans_assign_sums", "kmeans_update",     "kmeans_loss"};
+            "kmeans_assign_sums", "kmeans_candidates", "kmeans_update",        "kmeans_loss"};
         return all;
     }
 
@@ -109,6 +109,9 @@ class Job {
         else if (name == "kmeans_assign_sums")
             kernels_.kmeans_assign({z, mu, n_, d_, k_, found_.data(), sq_dist_.data(), nullptr,
                                     sums_.data(), counts_.data(), threads, true});
+        else if (name == "kmeans_candidates")  // of which these are very many
+            kernels_.kmeans_candidates(
+                {z, mu, n_, d_, k_, z_.data(), nullptr, q_.data(), counts_.data(), threads, true});
         else if (name == "kmeans_update")
             kernels_.kmeans_update({z, n_, d_, k_, labels_.data(), nullptr, sums_.data(),
                                     counts_.data(), threads, true});
