@@ -7,13 +7,16 @@ import gc
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from torch.autograd.profiler import profile
 
 from deepclust import functional as F
+from deepclust.cluster import KMeans, MiniBatchKMeans
 from tests.cases import backends_for, make_case
 
 BUDGET = 64 << 20
@@ -215,3 +218,24 @@ def test_memory_map_is_read_by_block(tmp_path: Path) -> None:
     centroids = torch.randn(5, d, generator=torch.Generator().manual_seed(0))
     peak, _, _ = measure(lambda: F.freeze_target(z, centroids))
     assert peak <= 8 * n + BUDGET / 2
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("Estimator", [KMeans, MiniBatchKMeans])
+@pytest.mark.parametrize("form", ["sparse", "memory map"])
+def test_kmeans_makes_rows_dense_by_block(Estimator: Any, form: str, tmp_path: Path) -> None:
+    n, d, mapped = 100_000, 256, 0  # 102 MB in float32
+    if form == "sparse":
+        options: dict[str, Any] = {"density": 1e-3, "random_state": 0, "dtype": np.float32}
+        X = scipy.sparse.random(n, d, format="csr", **options)
+    else:
+        path, mapped = tmp_path / "x.npy", n * d
+        written = np.lib.format.open_memmap(path, mode="w+", dtype=np.int8, shape=(n, d))
+        written[::7, ::5] = 1
+        del written
+        X = np.load(path, mmap_mode="r")
+    made = Estimator(5, init="random", n_init=1, max_iter=1, random_state=0)
+    peak, _, resident = measure(lambda: made.fit(X))
+    # labels and distances of two passes; pages of the map are resident while they are read
+    assert peak <= 4 * 8 * n + BUDGET
+    assert resident <= 4 * 8 * n + BUDGET + mapped

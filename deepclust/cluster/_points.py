@@ -21,8 +21,8 @@ from deepclust.kernels.kmeans_update.op import label_sums
 
 Array = np.ndarray[Any, Any]
 
-# Of one block, where rows are converted as they are read: 16 MB in float32.
-BLOCK_ELEMENTS = 1 << 22
+# Of one block, where rows are converted as they are read: 8 MB in float32.
+BLOCK_ELEMENTS = 1 << 21
 
 _FLOATS = (np.float16, np.float32, np.float64)  # that torch takes where they are
 
