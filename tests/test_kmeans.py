@@ -153,6 +153,7 @@ def test_tensors_on_a_gpu(blobs, init):
         ({"init": "best"}, "init: got 'best'"),
         ({"init": np.zeros((2, 5))}, r"init: got centroids of shape \(2, 5\); it takes \(8, 5\)"),
         ({"init": np.full((8, 5), np.nan)}, "init: got NaN or Inf"),
+        ({"init": lambda *_, **__: "a"}, r"init: got 'a'; it takes centroids \(8, 5\)"),
         ({"n_init": 0}, "n_init: got 0"),
         ({"max_iter": 0}, "max_iter: got 0"),
         ({"tol": -1}, "tol: got -1"),
@@ -343,6 +344,14 @@ def test_rows_without_weight_are_no_start(init):
     assert distance.min() > 0
     if init != "k-means||":  # which gives means
         assert all((X[1::2] == row).all(1).any() for row in start.numpy())
+
+
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+@pytest.mark.parametrize("Estimator", [KMeans, MiniBatchKMeans])
+def test_distances_past_the_range_of_the_type_end(Estimator, init):
+    X = (1e30 * np.random.default_rng(0).normal(size=(100, 3))).astype(np.float32)
+    made = Estimator(3, init=init, n_init=1, random_state=0).fit(X)
+    assert np.isfinite(made.cluster_centers_).all()
 
 
 def test_random_rows_are_drawn_by_weight_and_none_twice():

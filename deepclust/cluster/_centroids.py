@@ -73,7 +73,9 @@ class CentroidEstimator(
             ValueError: If X has another width than the fitted one, NaN or Inf.
             NotFittedError: If there are no centroids yet.
         """
-        labels, _ = self._assigned(X)
+        check_is_fitted(self, "cluster_centers_")
+        points = self._points(X, reset=False)
+        labels, _ = points.assign(self._fitted(points))
         return labels.cpu().numpy()
 
     def transform(self, X: Any) -> Array:
@@ -122,11 +124,6 @@ class CentroidEstimator(
     def _fitted(self, points: Points) -> Tensor:
         return torch.tensor(self.cluster_centers_, dtype=points.dtype, device=points.device)
 
-    def _assigned(self, X: Any) -> tuple[Tensor, Points]:
-        check_is_fitted(self, "cluster_centers_")
-        points = self._points(X, reset=False)
-        return points.assign(self._fitted(points))[0], points
-
     def _inertia(self, total_sq_dist: float) -> float:
         """sum_i w_i times the distance: ||u - v||^2 = 2 - 2 cos(u, v) for unit vectors."""
         return total_sq_dist / 2 if self.metric == "cosine" else total_sq_dist
@@ -172,7 +169,12 @@ class CentroidEstimator(
         if is_sparse(given):
             given = given.toarray()
         if not isinstance(given, Tensor):
-            given = np.asarray(given)
+            try:
+                given = np.asarray(given, dtype=np.float64)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"init: got {given!r}; it takes centroids {(self.n_clusters, points.width)}"
+                ) from None
         # A copy: what the caller gave is the caller's.
         centroids = torch.tensor(given, dtype=points.dtype, device=points.device)
         if centroids.shape != (self.n_clusters, points.width):

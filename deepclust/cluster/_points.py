@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -128,37 +127,36 @@ class Points:
 
     def assign_and_update(self, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """These, and the sums (K, D) and counts (K,) of `sums`, in one pass over the rows."""
-        found = (
-            assign_and_update(x, centroids, self._weight_of(rows), self.backend)
-            for rows, x in self.blocks()
-        )
-        labels, sq_dist, sums, counts = zip(*found, strict=True)
-        return _joined(labels), _joined(sq_dist), _added(sums), _added(counts)
-
-    def candidates(self, candidates: Tensor, nearest: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What `kmeans_candidates` says of these (C, D): distances (C, N) and potentials (C,)."""
-        found = (
-            F.kmeans_candidates(
-                x,
-                candidates,
-                None if nearest is None else nearest[rows],
-                self._weight_of(rows),
-                backend=self.backend,
-                check=False,
-            )
-            for rows, x in self.blocks()
-        )
-        sq_dist, potentials = zip(*found, strict=True)
-        return _joined(sq_dist, 1), _added(potentials)
+        labels, sq_dist = [], []
+        sums, counts = self._zeros(len(centroids), self.width), self._zeros(len(centroids))
+        for rows, x in self.blocks():
+            found = assign_and_update(x, centroids, self._weight_of(rows), self.backend)
+            labels.append(found[0])
+            sq_dist.append(found[1])
+            sums += found[2]
+            counts += found[3]
+        return _joined(labels), _joined(sq_dist), sums, counts
 
     def sums(self, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor]:
         """Weighted sums (K, D) and counts (K,) of the rows of each cluster, in float64."""
-        found = (
-            label_sums(x, labels[rows], n_clusters, self._weight_of(rows), self.backend)
-            for rows, x in self.blocks()
-        )
-        sums, counts = zip(*found, strict=True)
-        return _added(sums), _added(counts)
+        sums, counts = self._zeros(n_clusters, self.width), self._zeros(n_clusters)
+        for rows, x in self.blocks():
+            found = label_sums(x, labels[rows], n_clusters, self._weight_of(rows), self.backend)
+            sums += found[0]
+            counts += found[1]
+        return sums, counts
+
+    def candidates(self, candidates: Tensor, nearest: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `kmeans_candidates` says of these (C, D): distances (C, N) and potentials (C,)."""
+        sq_dist, potentials = [], self._zeros(len(candidates))
+        for rows, x in self.blocks():
+            so_far = None if nearest is None else nearest[rows]
+            found = F.kmeans_candidates(
+                x, candidates, so_far, self._weight_of(rows), backend=self.backend, check=False
+            )
+            sq_dist.append(found[0])
+            potentials += found[1]
+        return _joined(sq_dist, 1), potentials
 
     def weighted(self, values: Tensor) -> Tensor:
         """Values (N,) times the weights."""
@@ -174,6 +172,9 @@ class Points:
 
     def _weight_of(self, rows: slice) -> Tensor | None:
         return None if self.weight is None else self.weight[rows]
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(*shape, dtype=torch.float64, device=self.device)
 
 
 def as_points(
@@ -249,10 +250,6 @@ def _above_zero(values: Tensor) -> Tensor:
 
 def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
-
-
-def _added(parts: Sequence[Tensor]) -> Tensor:
-    return functools.reduce(Tensor.add_, parts)
 
 
 def _weight(sample_weight: Any, n: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:

@@ -76,7 +76,7 @@ def scalable(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
     n_rounds = 0
     while n_rounds < ROUNDS or len(found) < n_clusters:
         potential = points.weighted(nearest).cpu().double().numpy()
-        if not (phi := potential.sum()) > 0:
+        if not 0 < (phi := potential.sum()) < np.inf:
             break
         chance = OVERSAMPLING * n_clusters * potential / phi
         drawn = np.flatnonzero(rng.random_sample(len(points)) < chance)
@@ -111,7 +111,9 @@ class Draw:
 
     def __init__(self, weight: Tensor | None, n: int) -> None:
         self._n = n
-        self._cumulative = None if weight is None else np.cumsum(weight.cpu().double().numpy())
+        self._cumulative: Array | None = None
+        if weight is not None:  # on the host, as a GPU's running sums are not the same each time
+            self._cumulative = torch.cumsum(weight.cpu(), 0, dtype=torch.float64).numpy()
 
     def __call__(self, size: int, rng: RandomState) -> Array:
         """Numbers (size,) of rows, the same one possibly again."""
