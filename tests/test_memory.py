@@ -221,8 +221,9 @@ def test_memory_map_is_read_by_block(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("Estimator", [KMeans, MiniBatchKMeans])
-@pytest.mark.parametrize("form", ["sparse", "memory map"])
+@pytest.mark.parametrize(
+    ("Estimator", "form"), [(KMeans, "sparse"), (MiniBatchKMeans, "memory map")]
+)
 def test_kmeans_makes_rows_dense_by_block(Estimator: Any, form: str, tmp_path: Path) -> None:
     n, d, mapped = 100_000, 256, 0  # 102 MB in float32
     if form == "sparse":
