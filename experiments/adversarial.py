@@ -109,10 +109,11 @@ clusters: none (k-means), the squared distance (ABC), the Kullback-Leibler diver
 Gaussians (ABC, KL form), the Jensen-Shannon divergence as a discriminator sees it (DCAN). All
 have the reconstruction beside them, but for `dcan-paper`, 500 updates of SGD with the encoder's
 loss alone. As in the paper, clusters are fitted on one part of the rows and predicted for the
-other: MNIST at 14 x 14 pixels, the last 10,000 rows held out, and R8, its test documents held
-out. *JSD* is the discriminator's last estimate, at most 0.69; *spread* the variance of the
-embeddings as a share of that at the start. The paper has k-means 60.2 and DCAN 78.7 on
-Reuters-10k, which is not R8; its figure for MNIST is missing from our copy.
+other, each part scored by a map of its own: MNIST at 14 x 14 pixels, the last 10,000 rows held
+out, and R8, its test documents held out. *JSD* is the discriminator's last estimate, at most
+0.69; *spread* the variance of the embeddings as a share of that at the start. The paper has
+k-means 60.2 and DCAN 78.7 on Reuters-10k, which is not R8; its figure for MNIST is missing from
+our copy.
 """
 
 
