@@ -343,7 +343,8 @@ def test_hardening_is_the_divergence_from_the_sharpened_assignment(rows, power):
     p = (min(power, 1000.0) * (q.log() - q.sum(0).log() / 2)).softmax(1)
     assert power == 1 or float((p - q).abs().max()) > 0.05
     kl = (torch.xlogy(p, p) - p * q.log()).sum(1)[idx].mean()
-    np.testing.assert_allclose(losses["kl"].item(), float(kl), rtol=1e-4)
+    # atol: float32 rounds the logarithms, of 2 or so, whose difference a small divergence is.
+    np.testing.assert_allclose(losses["kl"].item(), float(kl), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -652,8 +653,10 @@ def test_labels_are_what_predict_gives(fitted, rows, name):
             mean = z[estimator.labels_ == j].mean(0)
             np.testing.assert_allclose(estimator.cluster_centers_[j], mean, atol=1e-5)
     else:
-        nearest = F.kmeans_assign(torch.from_numpy(z), torch.from_numpy(estimator.cluster_centers_))
-        np.testing.assert_array_equal(nearest[0], estimator.labels_)
+        sq_dist = ((z[:, None].astype(np.float64) - estimator.cluster_centers_) ** 2).sum(2)
+        own = sq_dist[np.arange(N), estimator.labels_]
+        # What float32 has of 1 + ||z - mu||^2: embeddings of "sequential" are around 1e-3.
+        np.testing.assert_allclose(1 + own, 1 + sq_dist.min(1), rtol=3e-7)
 
 
 @pytest.mark.parametrize("name", METHODS)

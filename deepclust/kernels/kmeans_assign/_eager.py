@@ -25,8 +25,13 @@ def forward(x: Tensor, centroids: Tensor, precision: str, check: bool) -> tuple[
     origin = origin_of(centroids)
     mu = centroids - origin
     half_norms = (mu**2).sum(1) / 2
+    # Libraries round the columns of a product each in its own way, so that equal ones may differ.
+    _, which = torch.unique(centroids, dim=0, return_inverse=True)
+    numbers = torch.arange(len(centroids), device=x.device)
+    first = numbers.scatter_reduce(0, which, numbers, "amin", include_self=False)[which]
     for rows in row_blocks(n, max(x.shape[1], centroids.shape[0])):
         x_rows = x[rows].to(dtype)
-        torch.argmin(torch.addmm(half_norms, x_rows - origin, mu.T, alpha=-1), 1, out=labels[rows])
+        half_sq_dist = torch.addmm(half_norms, x_rows - origin, mu.T, alpha=-1)
+        labels[rows] = first[half_sq_dist.argmin(1)]
         torch.sum((x_rows - centroids[labels[rows]]) ** 2, 1, out=sq_dist[rows])
     return labels, sq_dist
