@@ -37,6 +37,15 @@ def measure(work: Callable[[], object]) -> tuple[int, int, int]:
     The most that torch's allocator holds at a time, its largest piece, and by how much the
     process's resident peak grows, which sees other allocators too (0 where it cannot be asked).
     """
+    with profile(profile_memory=True) as recorded:
+        kept = work()
+    held = peak = largest = 0
+    for event in sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak, largest = max(peak, held), max(largest, event.nbytes())
+    # By now the code that `work` runs is resident, of which a busy system takes pages away.
+    del kept, recorded
     gc.collect()
     try:
         # Arrays of 1 MB and more come and go as pages of their own, so that holes in the heap,
@@ -50,14 +59,6 @@ def measure(work: Callable[[], object]) -> tuple[int, int, int]:
         before = None
     kept = work()
     resident = 0 if before is None else read_status("VmHWM") - before
-    del kept
-    with profile(profile_memory=True) as recorded:  # its own records would be resident too
-        kept = work()
-    held = peak = largest = 0
-    for event in sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak, largest = max(peak, held), max(largest, event.nbytes())
     del kept
     return peak, largest, resident
 
