@@ -226,7 +226,7 @@ def test_memory_map_is_read_by_block(tmp_path: Path) -> None:
     ("Estimator", "form"), [(KMeans, "sparse"), (MiniBatchKMeans, "memory map")]
 )
 def test_kmeans_makes_rows_dense_by_block(Estimator: Any, form: str, tmp_path: Path) -> None:
-    n, d, mapped = 100_000, 256, 0  # 102 MB in float32
+    n, d, mapped = 400_000, 256, 0  # 410 MB in float32
     if form == "sparse":
         options: dict[str, Any] = {"density": 1e-3, "random_state": 0, "dtype": np.float32}
         X = scipy.sparse.random(n, d, format="csr", **options)
@@ -240,4 +240,5 @@ def test_kmeans_makes_rows_dense_by_block(Estimator: Any, form: str, tmp_path: P
     peak, _, resident = measure(lambda: made.fit(X))
     # labels and distances of two passes; pages of the map are resident while they are read
     assert peak <= 4 * 8 * n + BUDGET
-    assert resident <= 4 * 8 * n + BUDGET + mapped
+    # As much again for NumPy's blocks, and holes that earlier tests left in the heap.
+    assert resident <= 4 * 8 * n + 2 * BUDGET + mapped
