@@ -24,7 +24,7 @@ from deepclust import _files
 from deepclust.plots import FULL, _new_figure, _styled, cluster_colors
 from experiments.run import HERE, load, plan
 from experiments.settings import ACAIS, AUTOENCODERS, CHAIN, CLUSTERINGS, DATA, GRID, SETTINGS
-from experiments.tables import Runs, commands, read, seconds, spread
+from experiments.tables import Runs, commands, read, seconds, settle, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -456,13 +456,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with _files.atomic_path(figures / f"{name}.png") as path:
                 figure.savefig(path, format="png", dpi=110)
             print(figures / f"{name}.png")
-    text = page(results, figures)
-    if not args.check:
-        _files.write_text(args.page, text)
-    elif not args.page.exists() or args.page.read_text("utf-8") != text:
-        print(f"{args.page} is not what {args.results} gives: python -m experiments.adversarial")
-        return 1
-    return 0
+    return settle(args, page(results, figures), "experiments.adversarial")
 
 
 if __name__ == "__main__":

@@ -180,19 +180,23 @@ def page(results: dict[str, dict[str, Runs]]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def settle(args: argparse.Namespace, text: str, module: str) -> int:
+    """Write the page, or with --check only compare it; the exit status."""
+    if not args.check:
+        _files.write_text(args.page, text)
+    elif not args.page.exists() or args.page.read_text("utf-8") != text:
+        print(f"{args.page} is not what {args.results} gives: python -m {module}")
+        return 1
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results.md")
     args = parser.parse_args(argv)
-    text = page(read(args.results))
-    if not args.check:
-        _files.write_text(args.page, text)
-    elif not args.page.exists() or args.page.read_text("utf-8") != text:
-        print(f"{args.page} is not what {args.results} gives: python -m experiments.tables")
-        return 1
-    return 0
+    return settle(args, page(read(args.results)), "experiments.tables")
 
 
 if __name__ == "__main__":
