@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     StrPath: TypeAlias = str | os.PathLike[str]
 
-__all__ = ["Dataset", "load", "load_digits"]
+__all__ = ["Dataset", "load", "load_digits", "open_npy"]
 
 _DATA_KEYS = ("X", "x", "data", "E", "Z", "z", "embeddings", "features", "images", "arr_0")
 _LABEL_KEYS = ("y", "Y", "labels", "label", "target", "targets")
@@ -172,7 +172,7 @@ def _read(path: Path) -> tuple[Any, Any]:
     if path.is_dir():
         return _read_folder(path)
     if name.endswith(".npy"):
-        return _read_npy(path), None
+        return open_npy(path), None
     if name.endswith(".npz"):
         return _read_npz(path)
     if name.endswith(".csv"):
@@ -187,7 +187,7 @@ def _read_labels(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of labels")
     if name.endswith(".npy"):
-        return _read_npy(path)
+        return open_npy(path)
     if name.endswith(".npz"):
         with _open_npz(path) as file:
             return file[_entry(file, _LABEL_KEYS)]
@@ -219,13 +219,52 @@ def _intact(path: Path, what: str) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be read as {what}: {reason}") from error
 
 
-def _read_npy(path: Path) -> NDArray[Any]:
-    with _intact(path, ".npy"):
+def open_npy(path: StrPath) -> NDArray[Any]:
+    """The array of a `.npy` file as a read-only memory map.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: where there is no such file, or it may not be read.
+        ValueError: where it is no `.npy` file, or is truncated.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(Path(folder) / "X.npy", np.eye(2))
+        ...     open_npy(Path(folder) / "X.npy")
+        memmap([[1., 0.],
+                [0., 1.]])
+    """
+    with _intact(Path(path), ".npy"):
+        _check_length(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             array.close()
             raise ValueError("it is an archive; its ending should be .npz")
         return array
+
+
+def _check_length(path: StrPath) -> None:
+    """Refuse a `.npy` file that is shorter than its header says; NumPy has no words for it."""
+    with open(path, "rb") as file:
+        if file.read(6) != np.lib.format.MAGIC_PREFIX:
+            return  # np.load says what it is
+        file.seek(0)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(np.lib.format.read_magic(file))
+        if read is None:
+            return
+        shape, _, dtype = read(file)
+        size, there = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size
+        if file.tell() + size > there and not dtype.hasobject:
+            raise ValueError(
+                f"it is truncated: an array of shape {shape} and type {dtype} takes"
+                f" {file.tell() + size:,} bytes, it has {there:,}"
+            )
 
 
 @contextmanager

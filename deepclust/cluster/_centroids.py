@@ -26,7 +26,7 @@ from deepclust.cluster._checks import (
     either,
 )
 from deepclust.cluster._data import is_sparse
-from deepclust.cluster._points import Points, as_points, total, unit_rows
+from deepclust.cluster._points import Points, as_points, unit_rows
 from deepclust.cluster._seeding import SEEDINGS
 from deepclust.kernels._dispatch import check_options
 
@@ -75,8 +75,7 @@ class CentroidEstimator(
         """
         check_is_fitted(self, "cluster_centers_")
         points = self._points(X, reset=False)
-        labels, _ = points.assign(self._fitted(points))
-        return labels.cpu().numpy()
+        return points.assign(self._fitted(points)).labels.array()
 
     def transform(self, X: Any) -> Array:
         """The distance (N, K) from each row to each centroid.
@@ -97,8 +96,7 @@ class CentroidEstimator(
         """Minus the inertia of X: the higher, the better the centroids fit."""
         check_is_fitted(self, "cluster_centers_")
         points = self._points(X, sample_weight, reset=False)
-        _, sq_dist = points.assign(self._fitted(points))
-        return -self._inertia(total(points.weighted(sq_dist)))
+        return -self._inertia(points.inertia(self._fitted(points)))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -120,6 +118,12 @@ class CentroidEstimator(
             backend=self.backend,
             reset=reset,
         )
+
+    def _forget_labels(self) -> None:
+        """Those of an earlier fit do not belong to the centroids of one that was interrupted."""
+        for name in ("labels_", "inertia_"):
+            if hasattr(self, name):
+                delattr(self, name)
 
     def _fitted(self, points: Points) -> Tensor:
         return torch.tensor(self.cluster_centers_, dtype=points.dtype, device=points.device)

@@ -47,7 +47,7 @@ class Rows:
             return
         if self.device.type == "cuda" and not self.on_device:
             self._staging = Staging(self.device)
-        if len(self) * self.n_features * 4 <= _resident_bytes(self.device):
+        if len(self) * self.n_features * 4 <= resident_bytes(self.device):
             whole = torch.empty(len(self), self.n_features, device=self.device)
             for rows, x in self.blocks():
                 whole[rows] = x
@@ -129,25 +129,27 @@ class Staging:
 
     Args:
         device: Where rows go. On one that is not a GPU copies are plain ones.
+        dtype: What they become there.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self._device = device
-        self._buffers = [torch.empty(0), torch.empty(0)]
+        self._buffers = [torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype)]
         self._copied: list[Any] = [None, None]
         self._turn = 0
         # Of its own, so that a copy need not wait for the kernels that were started before it.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def send(self, values: Tensor) -> Tensor:
-        """These rows (n, D), of any type, in float32 on the device."""
+        """These rows (n, D), of any type, on the device in the type that is wanted there."""
         turn = self._turn
         self._turn = 1 - turn
         if self._copied[turn] is not None:
             self._copied[turn].synchronize()
         if self._buffers[turn].numel() < values.numel():
             pinned = self._stream is not None
-            self._buffers[turn] = torch.empty(values.numel(), pin_memory=pinned)
+            dtype = self._buffers[turn].dtype
+            self._buffers[turn] = torch.empty(values.numel(), dtype=dtype, pin_memory=pinned)
         buffer = self._buffers[turn][: values.numel()].view(values.shape)
         buffer.copy_(values)
         moved, self._copied[turn] = self._copy(buffer)
@@ -168,7 +170,7 @@ class Staging:
         return moved, copied
 
 
-def _resident_bytes(device: torch.device) -> int:
+def resident_bytes(device: torch.device) -> int:
     """How large data may be that are held on the device."""
     if device.type != "cuda":
         return RESIDENT_BYTES
@@ -215,7 +217,7 @@ def as_rows(estimator: BaseEstimator, X: Any, device: torch.device, *, reset: bo
     elif isinstance(X, torch.utils.data.Dataset):
         if len(X) == 0:  # type: ignore[arg-type]  # map-style data sets have a length
             raise ValueError("X: got a Dataset without rows; it takes at least one")
-        _check_width(estimator, math.prod(_row(X[0]).shape), reset)
+        check_width(estimator, math.prod(_row(X[0]).shape), reset)
     else:
         if isinstance(X, np.ndarray) and X.ndim > 2:
             raise ValueError(
@@ -244,7 +246,7 @@ def check_tensor(estimator: BaseEstimator, X: Tensor, *, reset: bool) -> Tensor:
         raise ValueError(f"X: got {X.dtype}; complex data not supported")
     if X.shape[0] == 0 or X.shape[1] == 0:
         raise ValueError(f"X: got shape {tuple(X.shape)}; it takes at least one row and one column")
-    _check_width(estimator, X.shape[1], reset)
+    check_width(estimator, X.shape[1], reset)
     return X.detach()
 
 
@@ -272,7 +274,8 @@ def _flattened(estimator: Any, X: Any, reset: bool) -> Any:
     return X.reshape(len(X), -1)
 
 
-def _check_width(estimator: BaseEstimator, n_features: int, reset: bool) -> None:
+def check_width(estimator: BaseEstimator, n_features: int, reset: bool) -> None:
+    """Check how wide the rows of predict are, or remember how wide those of fit (reset) are."""
     if reset:
         estimator.n_features_in_ = n_features
     elif n_features != estimator.n_features_in_:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from deepclust.cluster._points import Points, total, unit_rows
+from deepclust.cluster._columns import Column
+from deepclust.cluster._points import Nearest, Points, total, unit_rows
 
 
 class Fit(NamedTuple):
@@ -15,18 +17,24 @@ class Fit(NamedTuple):
 
     inertia: float  # sum_i w_i ||x_i - mu_{labels_i}||^2
     centroids: Tensor  # (K, D)
-    labels: Tensor  # (N,), the nearest of these centroids
+    labels: Column  # (N,), the nearest of these centroids
     n_iter: int
     converged: bool
 
 
 def lloyd(
-    points: Points, centroids: Tensor, max_iter: int, tol: float, *, verbose: bool = False
+    points: Points,
+    centroids: Tensor,
+    max_iter: int,
+    tol: float,
+    *,
+    verbose: bool = False,
+    moved_to: Callable[[Tensor, int], None] = lambda centroids, n_iter: None,
 ) -> Fit:
     """Move centroids to the means of their rows, and rows to the nearest centroid, until they stay.
 
-    Lloyd (1982). It ends when no label changes, when the squared distances that the centroids move
-    add up to tol or less, or after max_iter iterations.
+    Lloyd (1982). It ends when no centroid moves, which is when no label changes, when the squared
+    distances that they move add up to tol or less, or after max_iter iterations.
 
     Args:
         points: The rows. Of unit rows the centroids are unit vectors too: the mean's direction
@@ -35,34 +43,34 @@ def lloyd(
         max_iter: Iterations, at most.
         tol: See above.
         verbose: Whether to print the inertia of each iteration, and why they end.
+        moved_to: Is told the centroids after each iteration, and its number.
     """
-    previous: Tensor | None = None
     converged = False
     for n_iter in range(1, max_iter + 1):
-        labels, sq_dist, sums, counts = points.assign_and_update(centroids)
+        inertia, sums, counts, nearest = points.assign_and_update(centroids)
         if verbose:
-            print(f"Iteration {n_iter - 1}, inertia {total(points.weighted(sq_dist)):.6g}")
-        if previous is not None and torch.equal(labels, previous):
-            if verbose:
-                print(f"Converged at iteration {n_iter - 1}: strict convergence")
-            # These centroids are the means of these labels already.
-            return Fit(total(points.weighted(sq_dist)), centroids, labels, n_iter, True)
-        previous = labels
-        if bool((counts == 0).any()):
-            sums, counts = points.sums(_relocated(points, labels, sq_dist, counts), len(centroids))
+            print(f"Iteration {n_iter - 1}, inertia {inertia:.6g}")
+        empty = torch.nonzero(counts == 0).squeeze(1)
+        if len(empty):
+            nearest = nearest or points.assign(centroids)
+            _relocate(points, nearest, empty)
+            sums, counts = points.sums(nearest.labels, len(centroids))
         moved = means(sums, counts, centroids, unit=points.unit)
         shift = total(((moved - centroids) ** 2).flatten())
         centroids = moved
+        moved_to(centroids, n_iter)
         if shift <= tol:
             if verbose:
-                print(
-                    f"Converged at iteration {n_iter - 1}: center shift {shift:.6g} within"
-                    f" tolerance {tol:.6g}"
-                )
+                why = f"center shift {shift:.6g} within tolerance {tol:.6g}"
+                why = why if shift > 0 else "strict convergence"
+                print(f"Converged at iteration {n_iter - 1}: {why}")
             converged = True
             break
-    labels, sq_dist = points.assign(centroids)
-    return Fit(total(points.weighted(sq_dist)), centroids, labels, n_iter, converged)
+    if (
+        nearest is None or shift > 0 or len(empty)
+    ):  # else these are the nearest of the last ones too
+        nearest = points.assign(centroids)
+    return Fit(points.total(nearest.sq_dist), centroids, nearest.labels, n_iter, converged)
 
 
 def means(sums: Tensor, counts: Tensor, centroids: Tensor, *, unit: bool) -> Tensor:
@@ -73,20 +81,23 @@ def means(sums: Tensor, counts: Tensor, centroids: Tensor, *, unit: bool) -> Ten
     return torch.where(has_mean, found.to(centroids.dtype), centroids)
 
 
-def _relocated(points: Points, labels: Tensor, sq_dist: Tensor, counts: Tensor) -> Tensor:
-    """Labels in which each empty cluster has the row farthest from its centroid.
+def _relocate(points: Points, nearest: Nearest, empty: Tensor) -> None:
+    """Give each empty cluster the row farthest from its centroid.
 
     The farthest row goes to the first empty cluster, and so on, as in scikit-learn. A row that lies
     on its centroid, or has no weight, goes nowhere: then rows are too few.
     """
-    empty = torch.nonzero(counts == 0).squeeze(1)
-    if points.weight is not None:
-        sq_dist = torch.where(points.weight > 0, sq_dist, 0)
-    n = min(len(empty), len(points))
-    # Those at least as far as the n-th farthest are more than n where rows tie: the first ones go.
-    candidates = torch.nonzero(sq_dist >= torch.topk(sq_dist, n).values[-1]).squeeze(1)
-    farthest = candidates[torch.argsort(sq_dist[candidates], descending=True, stable=True)][:n]
-    farthest = farthest[sq_dist[farthest] > 0]
-    labels = labels.clone()
-    labels[farthest] = empty[: len(farthest)]
-    return labels
+    sq_dist = torch.empty(0, dtype=points.dtype, device=points.device)
+    farthest = torch.empty(0, dtype=torch.int64, device=points.device)
+    for rows, more in nearest.sq_dist.blocks():
+        if points.weight is not None:
+            more = torch.where(points.weight[rows] > 0, more, 0)
+        some = torch.nonzero(more > 0).squeeze(1)
+        if len(farthest) == len(empty):  # where rows tie, the first ones go
+            some = some[more[some] > sq_dist[-1]]
+        sq_dist = torch.cat([sq_dist, more[some]])
+        farthest = torch.cat([farthest, rows.start + some])
+        order = torch.argsort(sq_dist, descending=True, stable=True)[: len(empty)]
+        sq_dist, farthest = sq_dist[order], farthest[order]
+    for row, cluster in zip(farthest.tolist(), empty.split(1), strict=False):
+        nearest.labels[row : row + 1] = cluster

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,62 +15,91 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from torch import Tensor
 
 from deepclust import functional as F
-from deepclust.cluster._data import as_tensor, check_tensor, is_sparse
+from deepclust.cluster._columns import Column
+from deepclust.cluster._data import (
+    Staging,
+    as_tensor,
+    check_tensor,
+    check_width,
+    resident_bytes,
+)
+from deepclust.cluster._sources import Blocks, Dense, Source, ahead, is_blocks, opened, source_of
 from deepclust.kernels import _checks
 from deepclust.kernels.kmeans_assign.op import assign_and_update
 from deepclust.kernels.kmeans_update.op import label_sums
 
 Array = np.ndarray[Any, Any]
 
-# Of one block, where rows are converted as they are read: 8 MB in float32.
-BLOCK_ELEMENTS = 1 << 21
+# Of one block: 16 MB in float32. Larger ones are no faster, nor are all rows at once.
+BLOCK_ELEMENTS = 1 << 22
 
-_FLOATS = (np.float16, np.float32, np.float64)  # that torch takes where they are
+
+# Types of which the rows are computed in float32.
+_SINGLE = (np.float16, np.float32, torch.float16, torch.bfloat16, torch.float32)
+
+
+class Pass(NamedTuple):
+    """What one pass over the rows finds for given centroids."""
+
+    inertia: float  # sum_i w_i ||x_i - mu_{labels_i}||^2
+    sums: Tensor  # (K, D) and
+    counts: Tensor  # (K,), of the weighted rows of each cluster, in float64
+    nearest: Nearest | None  # of rows that are held
+
+
+class Nearest(NamedTuple):
+    """The nearest centroid of each row, and the squared distance to it."""
+
+    labels: Column
+    sq_dist: Column
 
 
 class Points:
     """Rows (N, D) in float32 or float64 on a device, and their weights.
 
-    Dense rows in memory are one tensor; so is a memory map of the wanted type, of which nothing is
-    copied. Sparse rows and other memory maps are made dense block by block in each pass. Blocks are
-    cut by sizes alone, so that results have the same bits for any number of threads.
+    Rows that are held lie in memory as they are wanted: dense ones, and on a GPU whatever half of
+    its free memory can hold. Others are read in each pass, in a thread that is a block ahead of the
+    kernels. Sums are added up block by block, and blocks on the CPU are cut by the width alone, so
+    that results have the same bits whatever the rows lie in, and for any number of threads.
 
     Args:
-        source: A tensor, an array or a sparse array with rows.
+        source: What the rows lie in.
         dtype: float32 or float64.
         device: Where rows are wanted.
         unit: Whether rows are divided by their length.
-        hold: Whether converted rows are kept in memory, as those of dense arrays are.
-        weight: w (N,), by default all 1.
+        hold: Whether converted rows are kept in memory.
+        sample_weight: w (N,), by default all 1.
         backend: Of the kernels.
 
     Raises:
-        ValueError: If a row has NaN or Inf, or is zero where it is to be divided by its length.
+        ValueError: If a row has NaN or Inf, or is zero where it is to be divided by its length; if
+            weights are negative, or all zero.
     """
 
     def __init__(
         self,
-        source: Any,
+        source: Source,
         dtype: torch.dtype,
         device: torch.device,
         *,
         unit: bool,
         hold: bool,
-        weight: Tensor | None,
+        sample_weight: Any,
         backend: str,
     ) -> None:
         self._source = source
-        self._n: int = source.shape[0]
-        self.width: int = source.shape[1]
+        self.width = source.shape[1]
         self.dtype, self.device = dtype, device
-        self.unit, self.weight, self.backend = unit, weight, backend
-        self._whole: Tensor | None = None
-        if isinstance(source, Tensor) and source.dtype == dtype and not unit:
-            self._whole = source.to(device)
+        self.unit, self.backend = unit, backend
+        self.held = isinstance(source, Dense) and source.dtype == dtype and not unit
+        if isinstance(source, Dense) and self.held:
+            self._source = Dense(source.x.to(device))
         whole = None
-        if hold and self._whole is None:
-            whole = torch.empty(self._n, self.width, dtype=dtype, device=device)
+        if hold and not self.held:
+            whole = torch.empty(source.shape, dtype=dtype, device=device)
+        self._n = 0
         for rows, x in self.blocks():
+            self._n = rows.stop
             _checks.check_finite("X", x, rows.start)
             if unit and not bool((nonzero := x.any(1)).all()):
                 row = rows.start + int((~nonzero).nonzero()[0])
@@ -76,32 +107,60 @@ class Points:
             if whole is not None:
                 whole[rows] = x
         if whole is not None:
-            self._whole = whole
+            self._source, self.held = Dense(whole), True
+        self.weight = _weight(sample_weight, self._n, dtype, device)
 
     def __len__(self) -> int:
         return self._n
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """All rows in order: (which, their values)."""
-        size = max(1, BLOCK_ELEMENTS // self.width) if self._whole is None else self._n
-        for start in range(0, self._n, size):
-            rows = slice(start, min(start + size, self._n))
-            yield rows, self.take(rows)
+    def blocks(self, size: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """All rows in order, `size` at a time: (which, their values, good until the next)."""
+        if size is None:
+            size = max(1, BLOCK_ELEMENTS // self.width)
+            if self.held and self.device.type == "cuda":
+                size = max(1, self._source.shape[0])  # a GPU is the busier the more it has at once
+        blocks: Any = self._source.blocks(size)
+        if not self.held:
+            staging = Staging(self.device, self.dtype) if self.device.type == "cuda" else None
+            blocks = ahead(map(self._converted, blocks))
+        start = 0
+        with closing(blocks):  # its thread ends here, not when the last traceback goes
+            for x in blocks:
+                if not self.held:
+                    x = self._placed(x if staging is None else staging.send(x))
+                yield slice(start, start + len(x)), x
+                start += len(x)
 
-    def take(self, rows: slice | Array) -> Tensor:
+    def batches(self, size: int, rng: np.random.RandomState) -> Iterator[Points]:
+        """Batches of `size` rows without end, drawn by weight, so that rows of one count alike.
+
+        Where rows are not picked by number they come in order, with their weights.
+        """
+        if self._source.picks:
+            draw = Draw(self.weight, self._n)
+            while True:
+                yield self.like(self.take(draw(size, rng)), None)
+        while True:
+            for rows, x in self.blocks(size):
+                yield self.like(x, self._weight_of(rows))
+
+    def take(self, rows: Array) -> Tensor:
         """The rows of these numbers, (n, D)."""
-        source = self._source if self._whole is None else self._whole
-        if isinstance(source, Tensor):
-            if isinstance(rows, slice):
-                x = source[rows]
-            else:
-                x = source.index_select(0, torch.from_numpy(rows).to(source.device))
-            x = x.to(self.device, self.dtype)
-        else:
-            picked = source[rows].toarray() if is_sparse(source) else source[rows]
-            dtype = np.float64 if self.dtype == torch.float64 else np.float32
-            x = as_tensor(np.ascontiguousarray(picked, dtype=dtype)).to(self.device)
-        return unit_rows(x) if self.unit and self._whole is None else x
+        picked = self._source.take(rows)
+        if self.held:
+            assert isinstance(picked, Tensor)
+            return picked
+        return self._placed(self._converted(picked).to(self.device))
+
+    def _converted(self, rows: Array | Tensor) -> Tensor:
+        """Rows as they were read, in the wanted type."""
+        if isinstance(rows, np.ndarray):
+            rows = as_tensor(rows.astype(rows.dtype.newbyteorder("="), copy=False))
+        return rows.to(self.dtype)
+
+    def _placed(self, x: Tensor) -> Tensor:
+        """Rows of the wanted type and device as they are worked with."""
+        return unit_rows(x) if self.unit else x
 
     def subset(self, rows: Array) -> Points:
         """The rows of these numbers, with their weights, in memory."""
@@ -113,31 +172,52 @@ class Points:
     def like(self, x: Tensor, weight: Tensor | None) -> Points:
         """Other rows (n, D), as `take` gives them, with weights (n,)."""
         other = copy.copy(self)
-        other._whole, other._n, other.weight = x, len(x), weight
+        other._source, other._n, other.held, other.weight = Dense(x), len(x), True, weight
         return other
 
-    def assign(self, centroids: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest centroid (N,) of each row, and the squared distance (N,) to it."""
-        found = (
-            F.kmeans_assign(x, centroids, backend=self.backend, check=False)
-            for _, x in self.blocks()
-        )
-        labels, sq_dist = zip(*found, strict=True)
-        return _joined(labels), _joined(sq_dist)
+    def column(self, dtype: torch.dtype) -> Column:
+        """Room for a number for each row."""
+        return Column(self._n, dtype, self.device, spill=not self.held)
 
-    def assign_and_update(self, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """These, and the sums (K, D) and counts (K,) of `sums`, in one pass over the rows."""
-        labels, sq_dist = [], []
-        sums, counts = self._zeros(len(centroids), self.width), self._zeros(len(centroids))
+    def nearest(self, centroids: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Block by block: (which rows, their nearest centroids, squared distances to these)."""
         for rows, x in self.blocks():
-            found = assign_and_update(x, centroids, self._weight_of(rows), self.backend)
-            labels.append(found[0])
-            sq_dist.append(found[1])
+            yield rows, *F.kmeans_assign(x, centroids, backend=self.backend, check=False)
+
+    def assign(self, centroids: Tensor) -> Nearest:
+        """The same of all rows."""
+        found = Nearest(self.column(torch.int64), self.column(self.dtype))
+        for rows, labels, sq_dist in self.nearest(centroids):
+            found.labels[rows], found.sq_dist[rows] = labels, sq_dist
+        return found
+
+    def inertia(self, centroids: Tensor) -> float:
+        """The weighted sum of these squared distances."""
+        return sum(
+            total(self.weighted(sq_dist, rows)) for rows, _, sq_dist in self.nearest(centroids)
+        )
+
+    def total(self, values: Column) -> float:
+        """The weighted sum of values (N,)."""
+        return sum(total(self.weighted(some, rows)) for rows, some in values.blocks())
+
+    def assign_and_update(self, centroids: Tensor) -> Pass:
+        """What `assign` gives, where rows are held, and what `sums` gives of it, in one pass."""
+        sums, counts = self._zeros(len(centroids), self.width), self._zeros(len(centroids))
+        inertia, nearest = 0.0, None
+        if self.held:
+            nearest = Nearest(self.column(torch.int64), self.column(self.dtype))
+        for rows, x in self.blocks():
+            weight = self._weight_of(rows)
+            found = assign_and_update(x, centroids, weight, self.backend)
+            if nearest is not None:
+                nearest.labels[rows], nearest.sq_dist[rows] = found[0], found[1]
+            inertia += total(self.weighted(found[1], rows))
             sums += found[2]
             counts += found[3]
-        return _joined(labels), _joined(sq_dist), sums, counts
+        return Pass(inertia, sums, counts, nearest)
 
-    def sums(self, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor]:
+    def sums(self, labels: Column, n_clusters: int) -> tuple[Tensor, Tensor]:
         """Weighted sums (K, D) and counts (K,) of the rows of each cluster, in float64."""
         sums, counts = self._zeros(n_clusters, self.width), self._zeros(n_clusters)
         for rows, x in self.blocks():
@@ -146,29 +226,37 @@ class Points:
             counts += found[1]
         return sums, counts
 
-    def candidates(self, candidates: Tensor, nearest: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What `kmeans_candidates` says of these (C, D): distances (C, N) and potentials (C,)."""
-        sq_dist, potentials = [], self._zeros(len(candidates))
+    def candidates(
+        self, candidates: Tensor, nearest: Column | None
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Block by block what `kmeans_candidates` says of these (C, D), from what was the nearest.
+
+        (Which rows, distances (C, n), potentials (C,)).
+        """
         for rows, x in self.blocks():
             so_far = None if nearest is None else nearest[rows]
-            found = F.kmeans_candidates(
-                x, candidates, so_far, self._weight_of(rows), backend=self.backend, check=False
-            )
-            sq_dist.append(found[0])
-            potentials += found[1]
-        return _joined(sq_dist, 1), potentials
+            weight = self._weight_of(rows)
+            options: dict[str, Any] = {"backend": self.backend, "check": False}
+            yield rows, *F.kmeans_candidates(x, candidates, so_far, weight, **options)
 
-    def weighted(self, values: Tensor) -> Tensor:
-        """Values (N,) times the weights."""
-        return values if self.weight is None else values * self.weight
+    def weighted(self, values: Tensor, rows: slice) -> Tensor:
+        """Values of these rows times their weights."""
+        return values if self.weight is None else values * self.weight[rows]
+
+    @property
+    def mass(self) -> float:
+        """The sum of the weights."""
+        return float(self._n) if self.weight is None else total(self.weight)
 
     def variance(self) -> float:
         """The mean of the columns' variances, each row counting the same."""
         alike = copy.copy(self)
         alike.weight = None
-        labels = torch.zeros(self._n, dtype=torch.int64, device=self.device)
-        mean = (alike.sums(labels, 1)[0] / self._n).to(self.dtype)
-        return total(self.assign(mean)[1]) / (self._n * self.width)
+        mean = self._zeros(1, self.width)
+        for _, x in alike.blocks():
+            labels = torch.zeros(len(x), dtype=torch.int64, device=self.device)
+            mean += label_sums(x, labels, 1, None, self.backend)[0]
+        return alike.inertia((mean / self._n).to(self.dtype)) / (self._n * self.width)
 
     def _weight_of(self, rows: slice) -> Tensor | None:
         return None if self.weight is None else self.weight[rows]
@@ -204,28 +292,35 @@ def as_points(
         ValueError: If X is not (N, D), is empty, has another width than the fitted one, NaN or Inf;
             if weights are negative, or all zero.
     """
-    hold = True
-    if isinstance(X, Tensor):
-        X = check_tensor(estimator, X, reset=reset)
-        single = X.is_floating_point() and X.dtype != torch.float64
+    X = opened(X)
+    hold = False
+    source: Source
+    if is_blocks(X):
+        source = Blocks(X)
+        check_width(estimator, source.shape[1], reset)
+    elif isinstance(X, Tensor):
+        source, hold = source_of(check_tensor(estimator, X, reset=reset)), True
     else:
         mapped = isinstance(X, np.memmap)
-        # A map is converted as it is read, not whole.
+        # A map is converted as it is read, not whole, and stays a map: an array of it is checked.
         kinds: dict[str, Any] = {"dtype": "numeric"}
         if not mapped:
             kinds = {"dtype": [np.float64, np.float32], "order": "C"}
-        X = validate_data(
+        checked = validate_data(
             estimator, X, reset=reset, accept_sparse="csr", ensure_all_finite=False, **kinds
         )
-        single = X.dtype in (np.float16, np.float32)
-        hold = not (mapped or is_sparse(X))
-        if not is_sparse(X) and X.dtype.isnative and X.dtype in _FLOATS and min(X.strides) >= 0:
-            X = as_tensor(X)
-    dtype = dtype or (torch.float32 if single else torch.float64)
-    device = device or (X.device if isinstance(X, Tensor) else torch.device("cpu"))
-    weight = _weight(sample_weight, X.shape[0], dtype, device)
-    options: dict[str, Any] = {"unit": unit, "hold": hold, "weight": weight, "backend": backend}
-    return Points(X, dtype, device, **options)
+        source = source_of(X if mapped and X.dtype == checked.dtype else checked)
+        hold = isinstance(source, Dense)
+    device = device or (source.x.device if isinstance(source, Dense) else torch.device("cpu"))
+    if dtype is None:
+        kind = source.dtype
+        if isinstance(kind, np.dtype):
+            kind = kind.newbyteorder("=")
+        dtype = torch.float32 if kind in _SINGLE else torch.float64
+    if device.type == "cuda" and not isinstance(source, Blocks):
+        hold = hold or math.prod(source.shape) * dtype.itemsize <= resident_bytes(device)
+    options: dict[str, Any] = {"hold": hold, "sample_weight": sample_weight, "backend": backend}
+    return Points(source, dtype, device, unit=unit, **options)
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -244,12 +339,34 @@ def total(values: Tensor) -> float:
     return float(values.numpy().sum(dtype=np.float64))
 
 
+class Draw:
+    """Draws rows, below n, in proportion to weight (n,), which by default is equal for all.
+
+    Equal weights and none give the same draws.
+    """
+
+    def __init__(self, weight: Tensor | None, n: int) -> None:
+        self._n = n
+        self._cumulative: Array | None = None
+        if weight is not None:  # on the host, as a GPU's running sums are not the same each time
+            self._cumulative = torch.cumsum(weight.cpu(), 0, dtype=torch.float64).numpy()
+
+    def __call__(self, size: int, rng: np.random.RandomState) -> Array:
+        """Numbers (size,) of rows, the same one possibly again."""
+        return self.at(rng.random_sample(size))
+
+    def at(self, u: Array) -> Array:
+        """The rows (size,) at which these shares of all weight, from 0 to 1, are reached."""
+        if self._cumulative is None:
+            rows = (u * self._n).astype(np.int64)
+        else:
+            rows = np.searchsorted(self._cumulative, u * self._cumulative[-1], side="right")
+        within: Array = np.minimum(rows, self._n - 1)
+        return within
+
+
 def _above_zero(values: Tensor) -> Tensor:
     return torch.where(values > 0, values, 1)
-
-
-def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def _weight(sample_weight: Any, n: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:

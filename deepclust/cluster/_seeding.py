@@ -10,8 +10,9 @@ import torch
 from numpy.random import RandomState
 from torch import Tensor
 
+from deepclust.cluster._columns import BLOCK_ROWS, Column
 from deepclust.cluster._lloyd import lloyd
-from deepclust.cluster._points import Points
+from deepclust.cluster._points import Draw, Points, total
 
 Array = np.ndarray[Any, Any]
 
@@ -27,17 +28,30 @@ def plus_plus(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
     than there are distinct rows, the first one fills up.
     """
     chosen: list[int] = []
-    nearest: Tensor | None = None
-    drawn = draw(points.weight, len(points), 1, rng)
+    nearest: Column | None = None
+    drawn = Draw(points.weight, len(points))(1, rng)
     while True:
-        sq_dist, potentials = points.candidates(points.take(drawn), nearest)
+        x = points.take(drawn)
+        potentials = torch.zeros(len(x), dtype=torch.float64, device=points.device)
+        held = []
+        for rows, sq_dist, more in points.candidates(x, nearest):
+            potentials += more
+            if points.held:
+                held.append((rows, sq_dist))
         best = int(potentials.argmin())
         chosen.append(int(drawn[best]))
         if len(chosen) == n_clusters or not potentials[best] > 0:
             break
-        nearest = sq_dist[best].clone()  # of the other candidates nothing is kept
-        weight = points.weighted(nearest)
-        drawn = draw(weight, len(points), 2 + int(np.log(n_clusters)), rng)
+        # Rows that are not held are read again: of their distances only one candidate's is kept.
+        again = points.candidates(x[best : best + 1], nearest)
+        if nearest is None:
+            nearest = points.column(points.dtype)
+        for rows, sq_dist in held:
+            nearest[rows] = sq_dist[best]
+        if not held:
+            for rows, sq_dist, _ in again:
+                nearest[rows] = sq_dist[0]
+        drawn = _drawn_by(points, nearest, 2 + int(np.log(n_clusters)), rng)
     chosen += chosen[:1] * (n_clusters - len(chosen))
     return points.take(np.array(chosen))
 
@@ -48,18 +62,26 @@ def random_rows(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
     The K least of exponential variables of rate w_i are such a draw (Efraimidis and Spirakis,
     2006).
     """
-    keys = rng.standard_exponential(len(points))
-    if points.weight is not None:
-        weight = points.weight.cpu().double().numpy()
-        if (n := np.count_nonzero(weight)) < n_clusters:
-            raise ValueError(
-                f"sample_weight: got {n} weights above 0; init='random' takes"
-                f" n_clusters={n_clusters} or more"
-            )
-        with np.errstate(divide="ignore"):
-            keys /= weight
-    chosen = np.argpartition(keys, n_clusters - 1)[:n_clusters]
-    return points.take(chosen[np.argsort(keys[chosen])])
+    keys, chosen, n = np.empty(0), np.empty(0, np.int64), 0
+    for start in range(0, len(points), BLOCK_ROWS):
+        rows = slice(start, min(start + BLOCK_ROWS, len(points)))
+        more = rng.standard_exponential(rows.stop - start)
+        if points.weight is not None:
+            weight = points.weight[rows].cpu().double().numpy()
+            n += int(np.count_nonzero(weight))
+            with np.errstate(divide="ignore"):
+                more /= weight
+        keys = np.concatenate([keys, more])
+        chosen = np.concatenate([chosen, np.arange(rows.start, rows.stop)])
+        if len(keys) > n_clusters:
+            least = np.argpartition(keys, n_clusters - 1)[:n_clusters]
+            keys, chosen = keys[least], chosen[least]
+    if points.weight is not None and n < n_clusters:
+        raise ValueError(
+            f"sample_weight: got {n} weights above 0; init='random' takes"
+            f" n_clusters={n_clusters} or more"
+        )
+    return points.take(chosen[np.argsort(keys)])
 
 
 def scalable(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
@@ -70,22 +92,24 @@ def scalable(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
     with the weight of the rows nearest to it, are then clustered: some passes over the data in the
     place of K.
     """
-    drawn = draw(points.weight, len(points), 1, rng)
-    found = points.take(drawn)
-    _, nearest = points.assign(found)
+    found = points.take(Draw(points.weight, len(points))(1, rng))
+    nearest = points.assign(found).sq_dist
     n_rounds = 0
     while n_rounds < ROUNDS or len(found) < n_clusters:
-        potential = points.weighted(nearest).cpu().double().numpy()
-        if not 0 < (phi := potential.sum()) < np.inf:
+        if not 0 < (phi := points.total(nearest)) < np.inf:
             break
-        chance = OVERSAMPLING * n_clusters * potential / phi
-        drawn = np.flatnonzero(rng.random_sample(len(points)) < chance)
+        parts = []
+        for rows, values in nearest.blocks():
+            potential = points.weighted(values, rows).cpu().double().numpy()
+            chance = OVERSAMPLING * n_clusters * potential / phi
+            parts.append(rows.start + np.flatnonzero(rng.random_sample(len(chance)) < chance))
         n_rounds += 1
-        if len(drawn):
+        if len(drawn := np.concatenate(parts)):
             more = points.take(drawn)
-            nearest = torch.minimum(nearest, points.assign(more)[1])
+            for rows, _, sq_dist in points.nearest(more):
+                nearest[rows] = torch.minimum(nearest[rows], sq_dist)
             found = torch.cat([found, more])
-    _, _, _, counts = points.assign_and_update(found)
+    counts = points.assign_and_update(found).counts
     candidates = points.like(found, counts.to(points.dtype))
     start = plus_plus(candidates, n_clusters, rng)
     return lloyd(candidates, start, RECLUSTER_ITERATIONS, 0.0).centroids
@@ -98,29 +122,18 @@ SEEDINGS: dict[str, Callable[[Points, int, RandomState], Tensor]] = {
 }
 
 
-def draw(weight: Tensor | None, n: int, size: int, rng: RandomState) -> Array:
-    """Numbers (size,) of rows, drawn once: see `Draw`."""
-    return Draw(weight, n)(size, rng)
-
-
-class Draw:
-    """Draws rows, below n, in proportion to weight (n,), which by default is equal for all.
-
-    Equal weights and none give the same draws.
-    """
-
-    def __init__(self, weight: Tensor | None, n: int) -> None:
-        self._n = n
-        self._cumulative: Array | None = None
-        if weight is not None:  # on the host, as a GPU's running sums are not the same each time
-            self._cumulative = torch.cumsum(weight.cpu(), 0, dtype=torch.float64).numpy()
-
-    def __call__(self, size: int, rng: RandomState) -> Array:
-        """Numbers (size,) of rows, the same one possibly again."""
-        u = rng.random_sample(size)
-        if self._cumulative is None:
-            rows = (u * self._n).astype(np.int64)
-        else:
-            rows = np.searchsorted(self._cumulative, u * self._cumulative[-1], side="right")
-        within: Array = np.minimum(rows, self._n - 1)
-        return within
+def _drawn_by(points: Points, values: Column, size: int, rng: RandomState) -> Array:
+    """Numbers (size,) of rows, drawn in proportion to their weights times these values."""
+    blocks = [(rows, total(points.weighted(found, rows))) for rows, found in values.blocks()]
+    ends = np.cumsum([share for _, share in blocks])
+    place = rng.random_sample(size) * ends[-1]
+    within = np.minimum(np.searchsorted(ends, place, side="right"), len(blocks) - 1)
+    drawn = np.empty(size, np.int64)
+    for number in np.unique(within):
+        rows, share = blocks[number]
+        here = within == number
+        with np.errstate(invalid="ignore"):  # sums past the type's range
+            u = (place[here] - (ends[number] - share)) / share
+        weights = points.weighted(values[rows], rows)
+        drawn[here] = rows.start + Draw(weights, len(weights)).at(u)
+    return drawn

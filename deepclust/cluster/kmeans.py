@@ -7,10 +7,12 @@ from typing import Any
 
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
+from torch import Tensor
 
 from deepclust.cluster._centroids import CentroidEstimator
 from deepclust.cluster._checks import either
 from deepclust.cluster._lloyd import Fit, lloyd
+from deepclust.cluster._sources import opened
 
 ALGORITHMS = ("lloyd", "elkan")
 
@@ -47,7 +49,8 @@ class KMeans(CentroidEstimator):
 
     Attributes:
         cluster_centers_: Centroids (K, D), in X's type where that is float32, else in float64.
-        labels_: Labels (N,) int64 of the rows that were fitted.
+        labels_: Labels (N,) int64 of the rows that were fitted; of more than 8 million rows of a
+            file they are a read-only memory map of a temporary file without a name.
         inertia_: The weighted sum of the rows' distances, as above.
         n_iter_: Iterations of the start that was kept.
         n_features_in_: D.
@@ -93,8 +96,9 @@ class KMeans(CentroidEstimator):
         """Find the centroids of X.
 
         Args:
-            X: Rows (N, D): an array, memory map or scipy sparse array, or a tensor on any device.
-                Sparse rows are made dense block by block.
+            X: Rows (N, D): an array, scipy sparse array, or tensor on any device; or, read block by
+                block, a memory map, the path of a `.npy` file, or an iterable of blocks (n, D) that
+                starts anew with each iter(), such as a list of arrays.
             y: Not used; there for scikit-learn's conventions.
             sample_weight: Weights (N,), by default all 1.
 
@@ -103,24 +107,42 @@ class KMeans(CentroidEstimator):
 
         Raises:
             ValueError: If X has fewer rows than clusters, NaN or Inf, or, with metric="cosine", a
-                row of zeros; or if a parameter is out of its range.
+                row of zeros; if a file is no `.npy` file, or truncated; if blocks differ in width
+                or type; or if a parameter is out of its range.
+            OSError: If a file cannot be read, or labels that are kept in one cannot be written.
+            KeyboardInterrupt: After Ctrl-C; the centroids are kept, as they are after OSError.
 
         Warns:
             ConvergenceWarning: If max_iter ends the iterations, or fewer than K clusters have rows.
         """
+        X = opened(X)
         points = self._points(X, sample_weight, reset=True)
         self._check_parameters(points, n_drawn=10)
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm: got {self.algorithm!r}; it takes {either(ALGORITHMS)}")
         rng = check_random_state(self.random_state)
         best: Fit | None = None
-        for _ in range(self._n_init):
-            centroids = self._start(X, points, rng)
-            if self.verbose:
-                print("Initialization complete")
-            found = lloyd(points, centroids, self.max_iter, self._tol, verbose=bool(self.verbose))
-            if best is None or found.inertia < best.inertia:
-                best = found
+        latest: list[tuple[Tensor, int]] = []
+
+        def keep(centroids: Tensor, n_iter: int) -> None:
+            latest[:] = [(centroids, n_iter)]
+
+        options: dict[str, Any] = {"verbose": bool(self.verbose), "moved_to": keep}
+        try:
+            for _ in range(self._n_init):
+                centroids = self._start(X, points, rng)
+                if self.verbose:
+                    print("Initialization complete")
+                found = lloyd(points, centroids, self.max_iter, self._tol, **options)
+                if best is None or found.inertia < best.inertia:
+                    best = found
+        except (KeyboardInterrupt, OSError):
+            if best is not None:
+                self._adopt(best)
+            elif latest:
+                self._forget_labels()
+                self._adopt_centroids(*latest[0])
+            raise
         assert best is not None
         if not best.converged:
             warnings.warn(
@@ -128,16 +150,22 @@ class KMeans(CentroidEstimator):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        if (n_found := len(best.labels.unique())) < self.n_clusters:
+        if (n_found := best.labels.n_distinct(self.n_clusters)) < self.n_clusters:
             warnings.warn(
                 f"Number of distinct clusters ({n_found}) found smaller than n_clusters"
                 f" ({self.n_clusters}). Possibly due to duplicate points in X.",
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        self.inertia_ = self._inertia(best.inertia)
-        self.cluster_centers_ = best.centroids.cpu().numpy()
-        self.labels_ = best.labels.cpu().numpy()
-        self.n_iter_ = best.n_iter
-        self._n_features_out = self.n_clusters
+        self._adopt(best)
         return self
+
+    def _adopt(self, fit: Fit) -> None:
+        self._adopt_centroids(fit.centroids, fit.n_iter)
+        self.inertia_ = self._inertia(fit.inertia)
+        self.labels_ = fit.labels.array()
+
+    def _adopt_centroids(self, centroids: Tensor, n_iter: int) -> None:
+        self.cluster_centers_ = centroids.cpu().numpy()
+        self.n_iter_ = n_iter
+        self._n_features_out = self.n_clusters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from typing import Any
@@ -16,7 +17,7 @@ from deepclust.cluster._centroids import CentroidEstimator
 from deepclust.cluster._checks import check_at_least_zero, check_integer
 from deepclust.cluster._lloyd import means
 from deepclust.cluster._points import Points, total
-from deepclust.cluster._seeding import Draw
+from deepclust.cluster._sources import opened
 
 
 class MiniBatchKMeans(CentroidEstimator):
@@ -109,7 +110,8 @@ class MiniBatchKMeans(CentroidEstimator):
         """Find centroids of X, in batches.
 
         Args:
-            X: Rows (N, D): an array, memory map or scipy sparse array, or a tensor on any device.
+            X: Rows (N, D), as `KMeans` takes them. Batches of an iterable of blocks are its rows in
+                order, which should then be by chance; all others are drawn.
             y: Not used; there for scikit-learn's conventions.
             sample_weight: Weights (N,), by default all 1.
 
@@ -118,31 +120,38 @@ class MiniBatchKMeans(CentroidEstimator):
 
         Raises:
             ValueError: If X has fewer rows than clusters, NaN or Inf, or, with metric="cosine", a
-                row of zeros; or if a parameter is out of its range.
+                row of zeros; if a file is no `.npy` file, or truncated; if blocks differ in width
+                or type; or if a parameter is out of its range.
+            OSError: If a file cannot be read, or labels that are kept in one cannot be written.
+            KeyboardInterrupt: After Ctrl-C; the centroids are kept, as they are after any error.
         """
+        X = opened(X)
         points = self._points(X, sample_weight, reset=True)
         self._check_parameters(points, n_drawn=3)
         rng = check_random_state(self.random_state)
         state = _State(self._best_start(X, points, rng))
         progress = _Progress(self, len(points))
-        draw = Draw(points.weight, len(points))
         n_steps = self.max_iter * len(points) // self._batch_size
-        for step in range(1, n_steps + 1):
-            # The draw is by weight, so that rows of a batch count alike.
-            batch = points.like(points.take(draw(self._batch_size, rng)), None)
-            before = state.centroids
-            inertia = self._step(state, batch, rng) / self._batch_size
-            moved = total((state.centroids - before).square().flatten()) if self._tol > 0 else 0.0
-            if progress.ends(step, n_steps, self._inertia(inertia), moved):
-                break
-        self._adopt(state)
-        self.n_steps_ = step
-        self.n_iter_ = math.ceil(step * self._batch_size / len(points))
+        step = 0
+        try:
+            for batch in itertools.islice(points.batches(self._batch_size, rng), n_steps):
+                before = state.centroids
+                inertia = self._step(state, batch, rng) / batch.mass
+                step += 1
+                moved = 0.0
+                if self._tol > 0:
+                    moved = total((state.centroids - before).square().flatten())
+                if progress.ends(step, n_steps, self._inertia(inertia), moved):
+                    break
+        finally:  # after Ctrl-C too
+            self._forget_labels()
+            self._adopt(state)
+            self.n_steps_ = step
+            self.n_iter_ = math.ceil(step * self._batch_size / len(points))
         if self.compute_labels:
             self._label(points)
         else:
-            n = len(points) if points.weight is None else total(points.weight)
-            self.inertia_ = progress.smoothed * n
+            self.inertia_ = progress.smoothed * points.mass
         return self
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MiniBatchKMeans:
@@ -208,7 +217,7 @@ class MiniBatchKMeans(CentroidEstimator):
         judges = points.subset(rng.randint(0, len(points), self._init_size))
         best: tuple[float, Tensor] | None = None
         for number, centroids in enumerate(starts, 1):
-            inertia = total(judges.weighted(judges.assign(centroids)[1]))
+            inertia = judges.inertia(centroids)
             if self.verbose:
                 print(f"Start {number}/{self._n_init}: inertia {self._inertia(inertia):.6g}")
             if best is None or inertia < best[0]:
@@ -220,21 +229,21 @@ class MiniBatchKMeans(CentroidEstimator):
         if self._init_size < len(points):
             rows = rng.randint(0, len(points), self._init_size)
             points = points.subset(rows)
-            X = X[rows] if callable(self.init) else X
+            if callable(self.init):
+                X = X[rows] if hasattr(X, "shape") else points.take(np.arange(len(points)))
         return self._start(X, points, rng)
 
     def _step(self, state: _State, batch: Points, rng: RandomState) -> float:
         """Move the centroids by one batch; its inertia before that, in squared distances."""
-        _, sq_dist, sums, counts = batch.assign_and_update(state.centroids)
+        inertia, sums, counts, _ = batch.assign_and_update(state.centroids)
+        sums += state.counts.unsqueeze(1) * state.centroids.double()
         state.counts = state.counts + counts
-        mu = state.centroids.double()
-        sums += (state.counts - counts).unsqueeze(1) * mu
         state.centroids = means(sums, state.counts, state.centroids, unit=batch.unit)
         state.n_since_reassignment += len(batch)
         if bool((state.counts == 0).any()) or state.n_since_reassignment >= 10 * self.n_clusters:
             state.n_since_reassignment = 0
             self._reassign(state, batch, rng)
-        return total(batch.weighted(sq_dist))
+        return inertia
 
     def _reassign(self, state: _State, batch: Points, rng: RandomState) -> None:
         """Place centroids that got few rows on rows of the batch, at most half as many as it has.
@@ -264,8 +273,8 @@ class MiniBatchKMeans(CentroidEstimator):
 
     def _label(self, points: Points) -> None:
         labels, sq_dist = points.assign(self._fitted(points))
-        self.labels_ = labels.cpu().numpy()
-        self.inertia_ = self._inertia(total(points.weighted(sq_dist)))
+        self.labels_ = labels.array()
+        self.inertia_ = self._inertia(points.total(sq_dist))
 
 
 class _State:
