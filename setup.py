@@ -35,6 +35,7 @@ if SANITIZE:
 X86_64 = platform.machine() in ("x86_64", "AMD64")
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [f"-mavx512{part}" for part in ("f", "dq", "bw", "vl")] + ["-mprefer-vector-width=512"]
+AVX512 += [] if sys.platform == "win32" else ["-Wno-uninitialized"]
 ISAS = {"baseline": [], **({"avx2": AVX2, "avx512": AVX2 + AVX512} if X86_64 else {})}
 COMMON = ["bindings.cpp", "dispatch.cpp", "memory.cpp", "parallel.cpp"]
 KERNELS = sorted(str(path) for path in CSRC.glob("*.cpp") if path.name not in COMMON)

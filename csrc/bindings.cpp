@@ -241,6 +241,25 @@ py::object kmeans_loss(const MatrixArgument& z, const MatrixArgument& mu, int64_
     });
 }
 
+py::object kmeans_step(const MatrixArgument& x, const MatrixArgument& mu, int64_t n, int64_t d,
+                       int64_t k, const std::string& dtype, Address moved, Address labels,
+                       Address upper, Address lower, Address sq_dist, int n_threads) {
+    check_sizes(n, d, k, n_threads);
+    return call(dtype, [&](const auto& kernels) {
+        using T = decltype(type_of(kernels));
+        return kernels.kmeans_step({matrix<T>(x), matrix<T>(mu), n, d, k, pointer<const T>(moved),
+                                    pointer<int64_t>(labels), pointer<T>(upper), pointer<T>(lower),
+                                    result<T>(sq_dist, n), n_threads});
+    });
+}
+
+int64_t kmeans_step_groups(int64_t d, int64_t k, const std::string& dtype) {
+    check_sizes(0, d, k, 1);
+    const InstructionSet& isa = instruction_set();
+    return dtype == "float32" ? isa.float32.kmeans_step_groups(d, k)
+                              : isa.float64.kmeans_step_groups(d, k);
+}
+
 void adam(Address weight, Address first, Address second, Address gradient, Address copy, int64_t n,
           double step_size, double beta1, double beta2, double root_correction, double eps,
           int n_threads) {
@@ -266,5 +285,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("kmeans_candidates", &kmeans_candidates);
     m.def("kmeans_update", &kmeans_update);
     m.def("kmeans_loss", &kmeans_loss);
+    m.def("kmeans_step", &kmeans_step);
+    m.def("kmeans_step_groups", &kmeans_step_groups);
     m.def("adam", &adam);
 }

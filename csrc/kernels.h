@@ -8,6 +8,7 @@
 #include "kmeans_assign.h"
 #include "kmeans_candidates.h"
 #include "kmeans_loss.h"
+#include "kmeans_step.h"
 #include "kmeans_update.h"
 #include "target_loss.h"
 #include "targets.h"
@@ -26,6 +27,8 @@ struct Kernels {
     BadRow (*kmeans_candidates)(const KMeansCandidates<T>&);
     BadRow (*kmeans_update)(const KMeansUpdate<T>&);
     BadRow (*kmeans_loss)(const KMeansLoss<T>&);
+    BadRow (*kmeans_step)(const KMeansStep<T>&);
+    int64_t (*kmeans_step_groups)(int64_t d, int64_t k);
 };
 
 struct InstructionSet {
@@ -62,6 +65,10 @@ template <typename T>
 BadRow kmeans_update(const KMeansUpdate<T>&);
 template <typename T>
 BadRow kmeans_loss(const KMeansLoss<T>&);
+template <typename T>
+BadRow kmeans_step(const KMeansStep<T>&);
+template <typename T>
+int64_t kmeans_step_groups(int64_t d, int64_t k);
 void adam(const Adam&);
 
 }  // namespace DEEPCLUST_ISA

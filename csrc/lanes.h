@@ -13,7 +13,7 @@
 #include <type_traits>
 #include <utility>
 
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -160,15 +160,26 @@ inline double sum_of_doubles(DoubleLanes<T> lanes) {
     return sum_of_doubles<T>(sum);
 }
 
+// Whether all lanes of a comparison hold: each has all its bits, or none.
+template <typename V>
+inline bool all(V holds) {
+#if defined(__AVX512F__)  // GCC compares into memory, and there word by word
+    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(holds)) == 0xffff;
+#elif defined(__AVX__)
+    return _mm256_movemask_ps(reinterpret_cast<__m256>(holds)) == 0xff;
+#else
+    int64_t words[kRegisterBytes / 8];
+    std::memcpy(words, &holds, sizeof words);
+    int64_t all_words = -1;
+    for (const int64_t word : words) all_words &= word;
+    return all_words == -1;
+#endif
+}
+
 // Whether all lanes are zero: false of NaN, too.
 template <typename T>
 inline bool all_zero(Lanes<T> lanes) {
-    const IntLanes<T> zero = lanes == Lanes<T>{};  // all bits of a lane, or none
-    int64_t words[kRegisterBytes / 8];
-    std::memcpy(words, &zero, sizeof words);
-    int64_t all = -1;
-    for (const int64_t word : words) all &= word;
-    return all == -1;
+    return all(lanes == Lanes<T>{});
 }
 
 template <typename T, int... kFrom>
@@ -187,6 +198,20 @@ inline void exchange(Lanes<T>& a, Lanes<T>& b, std::integer_sequence<int, kLane.
     const Lanes<T> even = shuffle<T, (kLane & kHalf ? kB + (kLane ^ kHalf) : kLane)...>(a, b);
     b = shuffle<T, (kLane & kHalf ? kB + kLane : kLane ^ kHalf)...>(a, b);
     a = even;
+}
+
+template <typename T, int kHalf, int... kLane>
+inline T least_lane(Lanes<T> lanes, std::integer_sequence<int, kLane...> all) {
+    lanes = min(lanes, shuffle<T, (kLane ^ kHalf)...>(lanes, lanes));
+    if constexpr (kHalf > 1)
+        return least_lane<T, kHalf / 2>(lanes, all);
+    else
+        return lanes[0];
+}
+
+template <typename T>
+inline T least_lane(Lanes<T> lanes) {
+    return least_lane<T, kLanes<T> / 2>(lanes, std::make_integer_sequence<int, kLanes<T>>());
 }
 
 // IN/OUT rows: a square matrix, one row a register.

@@ -122,6 +122,22 @@ def kmeans_loss(
     check: bool,
     /,
 ) -> _Bad: ...
+def kmeans_step(
+    x: _Matrix,
+    centroids: _Matrix,
+    n: int,
+    d: int,
+    k: int,
+    dtype: str,
+    moved: int,
+    labels: int,
+    upper: int,
+    lower: int,
+    sq_dist: int,
+    n_threads: int,
+    /,
+) -> _Bad: ...
+def kmeans_step_groups(d: int, k: int, dtype: str, /) -> int: ...
 def adam(
     weight: int,
     first: int,

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -59,6 +60,9 @@ class Job {
         found_.resize(size_t(n));
         sq_dist_.resize(size_t(n));
         f_.resize(size_t(k));
+        upper_.resize(size_t(n));
+        lower_.resize(size_t(n * kernels.kmeans_step_groups(d, k)));
+        moved_.resize(size_t(k));
         sums_.resize(size_t(k * d));
         counts_.resize(size_t(k));
     }
@@ -67,7 +71,8 @@ class Job {
         static const std::vector<std::string> all = {
             "assign_forward",     "assign_backward",   "frequencies",          "targets",
             "target_loss",        "target_loss_value", "target_loss_snapshot", "kmeans_assign",
-            "kmeans_assign_sums", "kmeans_candidates", "kmeans_update",        "kmeans_loss"};
+            "kmeans_assign_sums", "kmeans_candidates", "kmeans_update",        "kmeans_loss",
+            "kmeans_step",        "kmeans_step_again"};
         return all;
     }
 
@@ -118,25 +123,38 @@ class Job {
         else if (name == "kmeans_loss")
             kernels_.kmeans_loss({z, mu, n_, d_, k_, labels_.data(), 1.0, &loss_, dz_.data(),
                                   dparams[0], threads, true});
+        else if (name == "kmeans_step") {  // nothing is known: all is computed
+            for (T& bound : upper_) bound = std::numeric_limits<T>::infinity();
+            for (T& bound : lower_) bound = 0;
+            found_ = labels_;
+            step(z, mu, threads);
+        } else if (name == "kmeans_step_again")  // where nothing moved
+            step(z, mu, threads);
     }
 
     // All outputs, to be compared.
     std::vector<double> outputs() const {
         std::vector<double> all = {double(loss_), double(n_changed_)};
         const auto add = [&](const auto& from) { all.insert(all.end(), from.begin(), from.end()); };
-        add(q_), add(dz_), add(found_), add(sq_dist_), add(f_), add(sums_), add(counts_);
+        add(q_), add(dz_), add(found_), add(sq_dist_), add(upper_), add(lower_), add(f_),
+            add(sums_), add(counts_);
         for (const auto& values : dparams_) add(values);
         return all;
     }
 
   private:
+    void step(Matrix<T> z, Matrix<T> mu, int threads) {
+        kernels_.kmeans_step({z, mu, n_, d_, k_, moved_.data(), found_.data(), upper_.data(),
+                              lower_.data(), nullptr, threads});
+    }
+
     const Kernels<T>& kernels_;
     int64_t n_, d_, k_;
     HeadKind kind_;
     T nu_;
     std::vector<T> z_, old_z_, params_[3], p_, dq_, bias_;
     std::vector<int64_t> labels_;
-    std::vector<T> q_, dz_, dparams_[3], sq_dist_;
+    std::vector<T> q_, dz_, dparams_[3], sq_dist_, upper_, lower_, moved_;
     std::vector<int64_t> found_;
     std::vector<double> f_, sums_, counts_;
     int64_t n_changed_ = 0;

@@ -24,6 +24,42 @@ def forward_and_update(
     return *_run(x, centroids, weight, sums, counts, False), sums, counts
 
 
+def n_bounds(d: int, k: int, dtype: torch.dtype) -> int:
+    """Lower bounds of a row that `step` keeps."""
+    return _C.kmeans_step_groups(d, k, DTYPES[dtype])
+
+
+def step(
+    x: Tensor,
+    centroids: Tensor,
+    moved: Tensor,
+    labels: Tensor,
+    upper: Tensor,
+    lower: Tensor,
+    sq_dist: Tensor | None,
+) -> None:
+    """labels (N,) and bounds (N,), (N, n_bounds) go on to other centroids, in place.
+
+    By csrc/kmeans_step.cpp. moved (K,) is how far each centroid moved, or more; sq_dist (N,) is
+    filled, unless it is None.
+    """
+    n, d = x.shape
+    _C.kmeans_step(
+        matrix(x),
+        matrix(centroids),
+        n,
+        d,
+        len(centroids),
+        DTYPES[x.dtype],
+        moved.data_ptr(),
+        labels.data_ptr(),
+        upper.data_ptr(),
+        lower.data_ptr(),
+        address(sq_dist),
+        torch.get_num_threads(),
+    )
+
+
 def _run(
     x: Tensor,
     centroids: Tensor,

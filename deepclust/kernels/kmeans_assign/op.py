@@ -87,6 +87,56 @@ def assign_and_update(
     return labels, sq_dist, *label_sums(x, labels, len(centroids), sample_weight, backend)
 
 
+class Following:
+    """The nearest centroids of rows, followed from step to step while the centroids move.
+
+    The labels are those of `kmeans_assign`, of which bounds by the triangle inequality spare most
+    (Hamerly, 2010; Ding et al., 2015, "Yinyang k-means"): a row that is far nearer to its centroid
+    than to any other, measured by how far they moved, is not read.
+
+    Args:
+        x: Rows (N, D), finite.
+        centroids: (K, D), in x's type.
+        labels: (N,), of any centroids: better guesses cost less. They are written to.
+
+    Attributes:
+        labels: (N,), those of the last centroids.
+    """
+
+    def __init__(self, x: Tensor, centroids: Tensor, labels: Tensor, backend: str) -> None:
+        self._kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+        self._x, self._centroids, self.labels = x, centroids, labels
+        n_bounds = self._kernel.n_bounds(x.shape[1], len(centroids), x.dtype)
+        self._upper = x.new_full((len(x),), torch.inf)
+        self._lower = x.new_zeros(len(x), n_bounds)
+        self._step(centroids, None)
+
+    @staticmethod
+    def runs(x: Tensor, backend: str) -> bool:
+        """Whether this backend has it for these rows, and it pays."""
+        kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+        return hasattr(kernel, "step") and x.shape[1] > 16  # else a row costs as little as a bound
+
+    def to(self, centroids: Tensor) -> None:
+        """Go on to other centroids (K, D)."""
+        self._step(centroids, None)
+
+    def sq_dist(self) -> Tensor:
+        """Squared distances (N,) to the labels' centroids."""
+        sq_dist = torch.empty_like(self._upper)
+        self._step(self._centroids, sq_dist)
+        return sq_dist
+
+    @torch.no_grad()
+    def _step(self, centroids: Tensor, sq_dist: Tensor | None) -> None:
+        difference = centroids.double() - self._centroids.double()
+        # Rounded up, by more than the sum and the conversion may have lost.
+        error = (difference.shape[1] + 4) * torch.finfo(self._x.dtype).eps
+        moved = (difference.square().sum(1).sqrt() * (1 + error)).to(self._x.dtype)
+        self._kernel.step(self._x, centroids, moved, self.labels, self._upper, self._lower, sq_dist)
+        self._centroids = centroids
+
+
 _dispatch.define(
     "kmeans_assign(Tensor x, Tensor centroids, str backend, str precision, bool check)"
     " -> (Tensor, Tensor)",
