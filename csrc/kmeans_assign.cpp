@@ -10,16 +10,19 @@
 // differences do, so a row whose two best scores are closer than that rounding is decided by direct
 // differences, and so is every sq_dist. Ties go to the lowest index; a NaN never wins.
 //
+// Where that would be many rows, since all lie far from the origin, scores go to row_scores.h,
+// which leaves of each row the few centroids that rounding cannot tell apart; some rows from all
+// over x say so first.
+//
 // Memory: the centroids packed once; for each thread a block of points. The tile of scores stays in
 // registers, and only the running minimum leaves it. Reads n d + k d numbers; 2 n k d operations,
 // or 3 n k d.
 
 #include "kmeans_assign.h"
 
-#include "blocks.h"
 #include "kernels.h"
 #include "label_sums.h"
-#include "sq_dist.h"
+#include "row_scores.h"
 
 namespace deepclust::DEEPCLUST_ISA {
 namespace {
@@ -109,56 +112,54 @@ T clear_margin(T z_sq_norm, T half_m_sq_norm, int64_t d) {
     return 5 * gamma * a * a;
 }
 
+// Blocks of rows by panels of rows.
 template <bool kDirect, typename T>
-BadRow assign(const KMeansAssign<T>& call) {
-    const int64_t d = call.d;
-    const PackedCentroids<T> packed(call, kDirect);
-    const int64_t panel_size = packed.stride * kPoints<T>;
-    const Grid grid(call.n, kPoints<T>, panel_size * int64_t(sizeof(T)));
-    const int64_t n_panels = grid.block_rows / kPoints<T>;
-    Layout layout;
-    const int64_t panels_at = layout.add(n_panels * panel_size);
-    const int64_t norms_at = layout.add(grid.block_rows);
-    const int64_t x_at = layout.add(d), mu_at = layout.add(d);  // for rows that are strided
+struct PanelBlocks {
+    static constexpr int64_t kRowsPerProbe = 32;
 
-    const auto assign_block = [&](int64_t block, T* memory) {
+    const KMeansAssign<T>& call;
+    PackedCentroids<T> packed;
+    int64_t panel_size;
+    Grid grid;
+    Layout layout;
+    int64_t panels_at, norms_at, x_at, mu_at;  // x and mu for what is strided
+
+    explicit PanelBlocks(const KMeansAssign<T>& call)
+        : call(call),
+          packed(call, kDirect),
+          panel_size(packed.stride * kPoints<T>),
+          grid(call.n, kPoints<T>, panel_size * int64_t(sizeof(T))),
+          panels_at(layout.add(grid.block_rows / kPoints<T> * panel_size)),
+          norms_at(layout.add(grid.block_rows)),
+          x_at(layout.add(call.d)),
+          mu_at(layout.add(call.d)) {}
+
+    // Assigns the rows of a block, with memory as `layout` says.
+    BadRow operator()(int64_t block, T* memory) const {
         const int64_t first = block * grid.block_rows, n_rows = grid.rows_of(block);
         T* const sq_norm = memory + norms_at;
         Minima<T> minima[kMaxPanels];
         BadRow bad;
-        int64_t n_used = 0;
-        for (int64_t at = 0; at < n_rows; at += kPoints<T>, ++n_used) {
-            T* const panel = memory + panels_at + n_used * panel_size;
-            load_panel<T>(call.x, call.n, first + at, d,
-                          kDirect ? nullptr : static_cast<const T*>(packed.origin.get()),
-                          {panel, sq_norm + at});
-            for (int i = 0; i < kPoints<T>; ++i) {
-                minima[n_used].best[i] = minima[n_used].second[i] = kInfinity<T>;
-                minima[n_used].label[i] = 0;
-            }
-        }
+        for (int64_t at = 0, p = 0; at < n_rows; at += kPoints<T>, ++p)
+            load(call.x, call.n, first + at, memory, p, minima[p]);
         if (call.check && !all_finite(sq_norm, n_rows))
-            bad = first_bad_row(0, call.x, first, n_rows, d);
-        with_constant<kMaxWidth>(static_cast<int>(packed.m.tiling.width), [&](auto width) {
-            for (int64_t tile = 0; tile < packed.m.tiling.n_tiles; ++tile)
-                for (int64_t p = 0; p < n_used; ++p)
-                    fold_tile<kDirect, width()>(memory + panels_at + p * panel_size, packed, tile,
-                                                minima[p]);
-        });
+            bad = first_bad_row(0, call.x, first, n_rows, call.d);
+        fold((n_rows + kPoints<T> - 1) / kPoints<T>, memory, minima);
         for (int64_t i = 0; i < n_rows; ++i) {
             const Minima<T>& found = minima[i / kPoints<T>];
             const int64_t lane = i % kPoints<T>;
             int64_t label = found.label[lane];
             T nearest = found.best[lane];
             if constexpr (!kDirect) {
-                const T* const x = row_of(call.x, first + i, d, memory + x_at);
-                const auto mu = [&](int64_t j) { return row_of(call.mu, j, d, memory + mu_at); };
-                nearest = sq_dist_between(x, mu(label), d);
-                const T margin = clear_margin(sq_norm[i], packed.offset[label], d);
-                if (!(found.second[lane] - found.best[lane] > margin)) {  // true of NaN, too
+                const T* const x = row_of(call.x, first + i, call.d, memory + x_at);
+                const auto sq_dist = [&](int64_t j) {
+                    return sq_dist_between(x, row_of(call.mu, j, call.d, memory + mu_at), call.d);
+                };
+                nearest = sq_dist(label);
+                if (!is_clear(found, lane, sq_norm[i])) {
                     nearest = kInfinity<T>;
                     for (int64_t j = 0; j < call.k; ++j) {
-                        const T candidate = sq_dist_between(x, mu(j), d);
+                        const T candidate = sq_dist(j);
                         if (candidate < nearest) nearest = candidate, label = j;
                     }
                 }
@@ -167,24 +168,126 @@ BadRow assign(const KMeansAssign<T>& call) {
             call.sq_dist[first + i] = nearest;
         }
         return bad;
-    };
-    const BadRow bad = call.check ? first_bad_row(1, call.mu, 0, call.k, d) : BadRow{};
-    const double work = double(call.n) * double(call.k) * double(d);
+    }
+
+    // Whether scores leave more rows undecided than they are worth, by one panel of rows from all
+    // over x: such as lie so far from the origin that what tells centroids apart is rounded away.
+    bool scores_round_too_much() const {
+        if (kDirect || call.n < kRowsPerProbe * kPoints<T>) return false;
+        const Buffer<T> memory(layout.size);
+        Minima<T> minima;
+        Matrix<T> some = call.x;
+        some.row_stride *= call.n / kPoints<T>;
+        load(some, kPoints<T>, 0, memory.get(), 0, minima);
+        fold(1, memory.get(), &minima);
+        int n_unclear = 0;
+        for (int i = 0; i < kPoints<T>; ++i)
+            n_unclear += !is_clear(minima, i, memory[norms_at + i]);
+        return n_unclear * 4 > kPoints<T>;
+    }
+
+    void load(Matrix<T> x, int64_t n, int64_t first, T* memory, int64_t p,
+              Minima<T>& minima) const {
+        load_panel<T>(x, n, first, call.d,
+                      kDirect ? nullptr : static_cast<const T*>(packed.origin.get()),
+                      {memory + panels_at + p * panel_size, memory + norms_at + p * kPoints<T>});
+        for (int i = 0; i < kPoints<T>; ++i) {
+            minima.best[i] = minima.second[i] = kInfinity<T>;
+            minima.label[i] = 0;
+        }
+    }
+    void fold(int64_t n_panels, const T* memory, Minima<T>* minima) const {
+        with_constant<kMaxWidth>(static_cast<int>(packed.m.tiling.width), [&](auto width) {
+            for (int64_t tile = 0; tile < packed.m.tiling.n_tiles; ++tile)
+                for (int64_t p = 0; p < n_panels; ++p)
+                    fold_tile<kDirect, width()>(memory + panels_at + p * panel_size, packed, tile,
+                                                minima[p]);
+        });
+    }
+    // False of NaN, too.
+    bool is_clear(const Minima<T>& found, int64_t lane, T sq_norm) const {
+        const T margin = clear_margin(sq_norm, packed.offset[found.label[lane]], call.d);
+        return found.second[lane] - found.best[lane] > margin;
+    }
+};
+
+// Blocks of rows by panels of centroids (row_scores.h), where scores round too much.
+template <typename T>
+struct RowBlocks {
+    static constexpr int64_t kRows = 8 * kSideBySide;
+
+    const KMeansAssign<T>& call;
+    RowPanels<T> panels;
+    Grid grid;
+    Layout layout;
+    int64_t z_at, x_at, mu_at;
+
+    explicit RowBlocks(const KMeansAssign<T>& call)
+        : call(call),
+          panels(call.mu, call.d, call.k),
+          grid(call.n, kRows),
+          z_at(layout.add(kRows * panels.stride)),
+          x_at(layout.add(kRows * panels.stride)),
+          mu_at(layout.add(call.d)) {}
+
+    BadRow operator()(int64_t block, T* memory) const {
+        const int64_t first = block * grid.block_rows, n_rows = grid.rows_of(block);
+        RowOnTheWay<T> rows[kRows];
+        const T* x[kRows];
+        const T* z[kRows];
+        T norms[kRows];
+        const auto sq_dist = [&](int64_t r, int64_t j) {
+            return sq_dist_between(x[r], row_of(call.mu, j, call.d, memory + mu_at), call.d);
+        };
+        for (int64_t r = 0; r < n_rows; ++r) {
+            T* const to = memory + z_at + r * panels.stride;
+            x[r] = row_of(call.x, first + r, call.d, memory + x_at + r * panels.stride);
+            z[r] = to;
+            norms[r] = panels.load_row(x[r], to);
+            const T nearest = sq_dist(r, 0);
+            rows[r] = {first + r, 0, nearest < kInfinity<T> ? nearest : kInfinity<T>, norms[r]};
+        }
+        for (int64_t p = 0; p < panels.n_panels; ++p)
+            for (int64_t r = 0; r < n_rows; r += kSideBySide) {
+                const int n = static_cast<int>(least(kSideBySide, n_rows - r));
+                Lanes<T> scores[kSideBySide];
+                score_rows(panels, p, z + r, n, scores);
+                for (int i = 0; i < n; ++i)
+                    panels.choose(
+                        p, scores[i], rows[r + i], [&](int64_t j) { return sq_dist(r + i, j); },
+                        [] {});
+            }
+        for (int64_t r = 0; r < n_rows; ++r) {
+            call.labels[first + r] = rows[r].label;
+            call.sq_dist[first + r] = rows[r].nearest;
+        }
+        if (call.check && !all_finite(norms, n_rows))
+            return first_bad_row(0, call.x, first, n_rows, call.d);
+        return {};
+    }
+};
+
+// Runs all blocks, and adds up the sums.
+template <typename T, typename Blocks>
+BadRow assign(const KMeansAssign<T>& call, const Blocks& blocks) {
+    const Grid& grid = blocks.grid;
+    const BadRow bad = call.check ? first_bad_row(1, call.mu, 0, call.k, call.d) : BadRow{};
+    const double work = double(call.n) * double(call.k) * double(call.d);
     if (call.sums == nullptr)
-        return for_each_with_memory<T>(grid.n_blocks, layout, work, call.n_threads, bad,
-                                       assign_block);
+        return for_each_with_memory<T>(grid.n_blocks, blocks.layout, work, call.n_threads, bad,
+                                       blocks);
 
     // While a block is in cache: its rows go to the sums of its part.
-    const WeightedRows<T> rows{call.x, call.n, d, call.k, call.labels, call.weight};
-    const int64_t width = sums_width<T>(d), size = call.k * width;
+    const WeightedRows<T> rows{call.x, call.n, call.d, call.k, call.labels, call.weight};
+    const int64_t width = sums_width<T>(call.d), size = call.k * width;
     const Parts parts(grid, size, 1);
     const Buffer<double> sums(parts.count * size);
     std::memset(sums.get(), 0, static_cast<size_t>(parts.count * size) * sizeof(double));
     const BadRow found = for_each_with_memory<T>(
-        parts.count, layout, work, call.n_threads, bad, [&](int64_t part, T* memory) {
+        parts.count, blocks.layout, work, call.n_threads, bad, [&](int64_t part, T* memory) {
             BadRow in_part;
             for (int64_t block = parts.first(part); block < parts.first(part + 1); ++block) {
-                in_part.note(assign_block(block, memory));
+                in_part.note(blocks(block, memory));
                 const int64_t first = block * grid.block_rows;
                 rows.add({part, first, first + grid.rows_of(block), 0, width, &sums[part * size]});
             }
@@ -196,6 +299,14 @@ BadRow assign(const KMeansAssign<T>& call) {
     return found;
 }
 
+template <typename T>
+BadRow assign(const KMeansAssign<T>& call) {
+    if (call.d <= kDirectWidth) return assign(call, PanelBlocks<true, T>(call));
+    const PanelBlocks<false, T> by_panels(call);
+    if (by_panels.scores_round_too_much()) return assign(call, RowBlocks<T>(call));
+    return assign(call, by_panels);
+}
+
 }  // namespace
 
 template <typename T>
@@ -204,7 +315,7 @@ BadRow kmeans_assign(const KMeansAssign<T>& call) {
     const bool apart = call.sums != nullptr && sums_bytes > kFusedBytes;
     KMeansAssign<T> job = call;
     if (apart) job.sums = nullptr;
-    const BadRow bad = call.d <= kDirectWidth ? assign<true>(job) : assign<false>(job);
+    const BadRow bad = assign(job);
     if (apart && bad.input < 0)
         return kmeans_update<T>({call.x, call.n, call.d, call.k, call.labels, call.weight,
                                  call.sums, call.counts, call.n_threads, false});
