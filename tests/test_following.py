@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deepclust import functional as F
+from deepclust.cluster import KMeans, _lloyd
 from deepclust.kernels.kmeans_assign.op import Following
 from tests import reference
 from tests.cases import as_numpy, backends_for
@@ -147,3 +148,55 @@ def test_distances_past_the_largest_number() -> None:
     centroids = x[[0, 10]].clone()
     following = Following(x, centroids, torch.zeros(20, dtype=torch.int64), "cpp")
     assert torch.equal(following.labels, F.kmeans_assign(x, centroids, backend="cpp")[0])
+
+
+def fit(x: Tensor, few: float, monkeypatch: pytest.MonkeyPatch, **options: object) -> KMeans:
+    """k-means that follows centroids once less than this share of the rows change."""
+    monkeypatch.setattr(_lloyd._Passes, "FEW", few)
+    return KMeans(random_state=0, init="random", n_init=1, backend="cpp", **options).fit(x)
+
+
+@dtypes
+@pytest.mark.parametrize(("d", "k"), [(40, 20), (20, 100), (200, 3)])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_kmeans_is_the_same_with_bounds(
+    d: int, k: int, metric: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(2000, d, generator=torch.Generator().manual_seed(0), dtype=dtype) + 0.3
+    n_followed = 0
+    to = Following.to
+
+    def count(self: Following, centroids: Tensor) -> None:
+        nonlocal n_followed
+        n_followed += 1
+        to(self, centroids)
+
+    monkeypatch.setattr(Following, "to", count)
+    options = {"n_clusters": k, "metric": metric, "tol": 0.0}
+    plain = fit(x, -1.0, monkeypatch, **options)
+    assert n_followed == 0
+    found = fit(x, 0.1, monkeypatch, **options)
+    assert n_followed > 3
+    assert found.n_iter_ == plain.n_iter_
+    np.testing.assert_array_equal(found.labels_, plain.labels_)
+    accuracy = torch.finfo(dtype).eps
+    np.testing.assert_allclose(
+        found.cluster_centers_, plain.cluster_centers_, rtol=8 * accuracy, atol=8 * accuracy
+    )
+    assert found.inertia_ == pytest.approx(plain.inertia_, rel=8 * accuracy)
+
+
+def test_clusters_that_get_empty_while_followed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 20, generator=rng)
+    start = torch.cat([x[:30], x[:10] + 50]).numpy()  # ten that nothing is near to
+    options = {"n_clusters": 40, "tol": 0.0, "verbose": 1}
+    monkeypatch.setattr(_lloyd._Passes, "FEW", 2.0)
+    found = KMeans(init=start, n_init=1, backend="cpp", **options).fit(x)
+    said = capsys.readouterr().out
+    monkeypatch.setattr(_lloyd._Passes, "FEW", -1.0)
+    plain = KMeans(init=start, n_init=1, backend="cpp", **options).fit(x)
+    np.testing.assert_array_equal(found.labels_, plain.labels_)
+    assert said == capsys.readouterr().out

@@ -16,7 +16,7 @@ import torch
 from torch.autograd.profiler import profile
 
 from deepclust import functional as F
-from deepclust.cluster import KMeans, MiniBatchKMeans
+from deepclust.cluster import KMeans, MiniBatchKMeans, _lloyd
 from tests.cases import backends_for, make_case
 
 BUDGET = 64 << 20
@@ -165,6 +165,20 @@ def test_kmeans_assign(backend: str) -> None:
         return lambda: F.kmeans_assign(case.z, case.parameters["centroids"], backend=backend)
 
     check(backend, make, 12 * N)
+
+
+@pytest.mark.filterwarnings("ignore:k-means stopped at max_iter")
+def test_kmeans_that_follows_centroids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lloyd._Passes, "FEW", 2.0)  # from the second iteration on
+    d = 32
+
+    def make(n: int) -> Callable[[], object]:
+        x = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
+        start = x[:K].numpy()
+        return lambda: KMeans(K, init=start, n_init=1, max_iter=5, tol=0.0).fit(x)
+
+    # Labels as they are, were and were guessed; d / 8 bounds and one; distances.
+    check("auto", make, (3 * 8 + 4 * (d // 8 + 1) + 4) * N)
 
 
 @pytest.mark.parametrize("backend", backends_for("kmeans_loss"))

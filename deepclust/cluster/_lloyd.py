@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from deepclust.cluster._columns import Column
-from deepclust.cluster._points import Nearest, Points, total, unit_rows
+from deepclust.cluster._points import Nearest, Pass, Points, total, unit_rows
+from deepclust.kernels.kmeans_assign.op import Following
+from deepclust.kernels.kmeans_update.op import label_sums
 
 
 class Fit(NamedTuple):
@@ -46,13 +48,16 @@ def lloyd(
         moved_to: Is told the centroids after each iteration, and its number.
     """
     converged = False
+    passes = _Passes(points)
     for n_iter in range(1, max_iter + 1):
-        inertia, sums, counts, nearest = points.assign_and_update(centroids)
+        inertia, sums, counts, nearest = passes.assign_and_update(centroids)
         if verbose:
+            if inertia is None:
+                inertia = points.total(passes.assign(centroids).sq_dist)
             print(f"Iteration {n_iter - 1}, inertia {inertia:.6g}")
         empty = torch.nonzero(counts == 0).squeeze(1)
         if len(empty):
-            nearest = nearest or points.assign(centroids)
+            nearest = nearest or passes.assign(centroids)
             _relocate(points, nearest, empty)
             sums, counts = points.sums(nearest.labels, len(centroids))
         moved = means(sums, counts, centroids, unit=points.unit)
@@ -66,11 +71,74 @@ def lloyd(
                 print(f"Converged at iteration {n_iter - 1}: {why}")
             converged = True
             break
-    if (
-        nearest is None or shift > 0 or len(empty)
-    ):  # else these are the nearest of the last ones too
-        nearest = points.assign(centroids)
+    # If nothing moved, these are the nearest of the last centroids too.
+    if nearest is None or shift > 0 or len(empty):
+        nearest = passes.assign(centroids)
     return Fit(points.total(nearest.sq_dist), centroids, nearest.labels, n_iter, converged)
+
+
+class _Passes:
+    """The passes of one start over its rows.
+
+    Once few rows change their cluster, rows in memory are no longer all read: bounds tell which may
+    have changed (`Following`), and the sums are those of the iteration before, less and plus the
+    rows that did. Labels are the same; in float64 the sums are, up to rounding.
+
+    Args:
+        points: The rows.
+    """
+
+    FEW = 0.03  # of the rows: bounds cost more than they spare where many change
+
+    def __init__(self, points: Points) -> None:
+        self._points = points
+        # Weights are not whole numbers, of which nothing would be left when a cluster gets empty.
+        self._x = points.in_memory if points.weight is None else None
+        if self._x is not None and not Following.runs(self._x, points.backend):
+            self._x = None
+        self._following: Following | None = None
+        self._labels: Tensor | None = None
+        self._sums, self._counts = torch.empty(0), torch.empty(0)
+
+    def assign_and_update(self, centroids: Tensor) -> Pass:
+        """What that of points gives, but for the inertia and, when rows are not all read, rows'."""
+        if self._following is not None:
+            self._follow(centroids)
+            return Pass(None, self._sums, self._counts, None)
+        found = self._points.assign_and_update(centroids)
+        if self._x is not None and found.nearest is not None:
+            labels = found.nearest.labels[: len(self._points)]
+            if self._labels is not None:
+                n_changed = int(torch.count_nonzero(labels != self._labels))
+                if n_changed < self.FEW * len(labels):
+                    options = labels.clone(), self._points.backend
+                    self._following = Following(self._x, centroids, *options)
+                    self._sums, self._counts = found.sums, found.counts
+            self._labels = labels
+        return found
+
+    def assign(self, centroids: Tensor) -> Nearest:
+        """The nearest centroids of all rows."""
+        if self._following is None:
+            return self._points.assign(centroids)
+        self._follow(centroids)
+        found = Nearest(self._points.column(torch.int64), self._points.column(self._points.dtype))
+        rows = slice(0, len(self._points))
+        found.labels[rows], found.sq_dist[rows] = self._following.labels, self._following.sq_dist()
+        return found
+
+    def _follow(self, centroids: Tensor) -> None:
+        assert self._following is not None
+        assert self._x is not None
+        before = self._following.labels.clone()
+        self._following.to(centroids)
+        after = self._following.labels
+        changed = torch.nonzero(after != before).squeeze(1)
+        x = self._x[changed]
+        for labels, sign in ((after, 1), (before, -1)):
+            part = label_sums(x, labels[changed], len(centroids), None, self._points.backend)
+            self._sums = self._sums + sign * part[0]
+            self._counts = self._counts + sign * part[1]
 
 
 def means(sums: Tensor, counts: Tensor, centroids: Tensor, *, unit: bool) -> Tensor:

@@ -41,7 +41,7 @@ _SINGLE = (np.float16, np.float32, torch.float16, torch.bfloat16, torch.float32)
 class Pass(NamedTuple):
     """What one pass over the rows finds for given centroids."""
 
-    inertia: float  # sum_i w_i ||x_i - mu_{labels_i}||^2
+    inertia: float | None  # sum_i w_i ||x_i - mu_{labels_i}||^2, where it is known
     sums: Tensor  # (K, D) and
     counts: Tensor  # (K,), of the weighted rows of each cluster, in float64
     nearest: Nearest | None  # of rows that are held
@@ -130,6 +130,11 @@ class Points:
                     x = self._placed(x if staging is None else staging.send(x))
                 yield slice(start, start + len(x)), x
                 start += len(x)
+
+    @property
+    def in_memory(self) -> Tensor | None:
+        """All rows, where they are held."""
+        return self._source.x if isinstance(self._source, Dense) and self.held else None
 
     def batches(self, size: int, rng: np.random.RandomState) -> Iterator[Points]:
         """Batches of `size` rows without end, drawn by weight, so that rows of one count alike.

@@ -243,6 +243,7 @@ class MiniBatchKMeans(CentroidEstimator):
         if bool((state.counts == 0).any()) or state.n_since_reassignment >= 10 * self.n_clusters:
             state.n_since_reassignment = 0
             self._reassign(state, batch, rng)
+        assert inertia is not None
         return inertia
 
     def _reassign(self, state: _State, batch: Points, rng: RandomState) -> None:
