@@ -654,7 +654,8 @@ class TestAdversarial:
         assert self.main(compared, *asked, compared / "cache") == 0
         pictures = compared / "docs" / "figures"
         names = {file.name for file in pictures.iterdir()}
-        assert names == {"critic-images.png", "strips-conv-images.png", "strips-acai-images.png"}
+        kinds = {"critic-images", "chain-images_split", "strips-conv-images", "strips-acai-images"}
+        assert names == {f"{kind}.png" for kind in kinds}
         assert all(file.stat().st_size > 5_000 for file in pictures.iterdir())
         page = (compared / "docs" / "adversarial.md").read_text()
         assert all(f"(figures/{name})" in page for name in names)
