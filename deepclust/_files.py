@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _PART_BYTES = 8 << 20
-_PICKED_ROWS = 256  # Linux may read 64 KB for one
+_PICKED_ROWS = 8  # of which Linux may map 2 MB each
 _DTYPES = frozenset(
     [
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
