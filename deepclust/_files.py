@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import secrets
 import sys
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     StrPath = str | os.PathLike[str]
 
 _FORMAT = 1
+_PART_BYTES = 8 << 20
+_PICKED_ROWS = 8  # of which Linux may map 2 MB each
 _DTYPES = frozenset(
     [
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
@@ -138,7 +141,54 @@ def write_npy(path: StrPath, array: NDArray[Any]) -> None:
     if array.dtype.hasobject:
         raise TypeError(f"array: dtype {array.dtype} holds Python objects, which are not written")
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, array, allow_pickle=False)
+        if isinstance(array, np.memmap) and array.flags.c_contiguous and array.ndim:
+            about = np.lib.format.header_data_from_array_1_0(array)
+            np.lib.format.write_array_header_2_0(file, about)
+            for part in parts(array):
+                file.write(part.data)
+        else:
+            np.save(file, array, allow_pickle=False)
+
+
+def parts(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Rows in order, a few at a time; pages of a memory map go back to the system after each.
+
+    Pages that were touched count as the process's memory, in which a file need not fit.
+
+    Args:
+        array: (N,) or (N, D).
+
+    Yields:
+        Some of the rows, good until the next.
+    """
+    size = max(1, _PART_BYTES * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), size):
+        yield array[start : start + size]
+        _give_back(array)
+
+
+def picked(array: NDArray[Any], rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
+    """`array[rows]`; pages of a memory map go back to the system, see `parts`.
+
+    Args:
+        array: (N,) or (N, D).
+        rows: Numbers (n,) of rows.
+    """
+    if not isinstance(array, np.memmap):
+        taken: NDArray[Any] = array[rows]
+        return taken
+    found = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    for some in range(0, len(rows), _PICKED_ROWS):
+        found[some : some + _PICKED_ROWS] = array[rows[some : some + _PICKED_ROWS]]
+        _give_back(array)
+    return found
+
+
+def _give_back(array: NDArray[Any]) -> None:
+    mapped = getattr(array, "_mmap", None)
+    # What was written to a map of mode "c" is in its pages alone.
+    if mapped is not None and array.mode != "c" and hasattr(mapped, "madvise"):  # type: ignore[attr-defined]
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def save_tree(path: StrPath, tree: object, *, kind: str) -> None:

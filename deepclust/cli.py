@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 import deepclust
-from deepclust import _files, datasets, plots, report
+from deepclust import _files, datasets, metrics, plots, report
 from deepclust.cluster import (
     ABC,
     ACAI,
@@ -391,7 +391,7 @@ def _write_numbers(folder: Path, estimator: Any, dataset: datasets.Dataset) -> d
 
 def _summarise(estimator: Any, dataset: datasets.Dataset, agreement: dict[str, float]) -> None:
     n, n_features = dataset.X.shape
-    counts = np.bincount(estimator.labels_, minlength=estimator.n_clusters)
+    counts = metrics.count_labels(estimator.labels_, estimator.n_clusters)
     sizes = f"{estimator.n_clusters} clusters of {counts.min():,} to {counts.max():,}"
     click.echo(f"{dataset.name}: {n:,} samples of {n_features:,} features in {sizes}")
     if agreement:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
+from deepclust._files import parts
+
 # scipy and sklearn take a second to import: the functions that need them do it.
 
 if TYPE_CHECKING:
@@ -28,9 +30,27 @@ __all__ = [
     "adjusted_rand",
     "clustering_accuracy",
     "confusion_matrix",
+    "count_labels",
     "normalized_mutual_info",
     "stability",
 ]
+
+
+def count_labels(labels: ArrayLike, n_clusters: int) -> NDArray[np.int64]:
+    """How many samples each cluster has, (K,).
+
+    Args:
+        labels: The clusters (N,), integers from 0; a memory map is read a part at a time.
+        n_clusters: K.
+
+    Example:
+        >>> count_labels([0, 2, 2], n_clusters=4).tolist()
+        [1, 0, 2, 0]
+    """
+    counts = np.zeros(n_clusters, np.int64)
+    for part in parts(labels if isinstance(labels, np.memmap) else np.asarray(labels)):
+        counts += np.bincount(part, minlength=n_clusters)
+    return counts
 
 
 def clustering_accuracy(labels_true: Labels, labels_pred: Labels) -> float:

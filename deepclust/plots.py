@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 import numpy as np
 from numpy.typing import NDArray
 
-from deepclust.metrics import clustering_accuracy, confusion_matrix
+from deepclust.metrics import clustering_accuracy, confusion_matrix, count_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -468,7 +468,7 @@ def cluster_sizes(labels: Array, n_clusters: int) -> Figure:
     """
     figure = _new_figure(FULL, 2.6)
     axes = figure.add_subplot()
-    counts = np.bincount(np.asarray(labels), minlength=n_clusters)
+    counts = count_labels(labels, n_clusters)
     empty = int((counts == 0).sum())
     few = n_clusters <= 40
     heights = (counts if few else np.sort(counts)[::-1]).astype(float)

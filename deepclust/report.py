@@ -312,9 +312,9 @@ def _cluster_pictures(
         f"coloured by their cluster of {K}.",
         f"{purpose}; axes are {axes}.",
     )
-    counts = np.bincount(labels, minlength=K)
+    counts = metrics.count_labels(estimator.labels_, K)
     yield _Picture(
-        plots.cluster_sizes(labels, K),
+        plots.cluster_sizes(estimator.labels_, K),
         f"Bar chart of the {K} clusters' sizes, from {counts.min():,} to {counts.max():,} samples.",
         "An empty cluster, or one that holds most samples, is the sign of a collapse.",
     )
@@ -377,18 +377,18 @@ def _own_scores(estimator: Any, X: Any) -> Array:
 def _present_moment(estimator: Any, dataset: Dataset) -> Moment:
     """The embedding of a fitted estimator; for one without a network, the data themselves."""
     n = dataset.X.shape[0]
-    rows = np.arange(n)
-    if n > plots.MAX_POINTS:
-        rows = np.sort(np.random.default_rng(0).choice(n, plots.MAX_POINTS, replace=False))
+    # All of them, or some drawn without an array of n numbers.
+    size = min(n, plots.MAX_POINTS)
+    rows = np.sort(np.random.default_rng(0).choice(n, size, replace=False))
     x = _dense(dataset.X, rows)
     deep = hasattr(estimator, "network_")
     z = estimator.transform(x) if deep else x
     name = "the embedding at the end" if deep else "the data"
-    return Moment(name, None, z, np.asarray(estimator.labels_)[rows])
+    return Moment(name, None, z, _files.picked(estimator.labels_, rows))
 
 
 def _dense(X: Any, rows: Array) -> Array:
-    x = X[rows]
+    x = _files.picked(X, rows)
     dense: Array = x.toarray() if hasattr(x, "toarray") else np.asarray(x)
     return dense
 

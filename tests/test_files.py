@@ -18,6 +18,8 @@ from deepclust import __version__
 from deepclust._files import (
     atomic_path,
     load_tree,
+    parts,
+    picked,
     save_tree,
     write_json,
     write_npy,
@@ -173,6 +175,29 @@ class TestTextAndArrays:
         write_npy(tmp_path / name, np.arange(6).reshape(2, 3).T)
         assert names(tmp_path) == [name]
         assert np.load(tmp_path / name).tolist() == [[0, 3], [1, 4], [2, 5]]
+
+    @pytest.mark.parametrize("shape", [(3000,), (3000, 7), (1, 4)])
+    def test_npy_of_a_memory_map(self, tmp_path, shape, monkeypatch):
+        monkeypatch.setattr("deepclust._files._PART_BYTES", 1000)
+        array = np.arange(np.prod(shape), dtype=">i4").reshape(shape)
+        mapped = np.memmap(tmp_path / "raw", array.dtype, "w+", shape=shape)
+        mapped[:] = array
+        for rows in (mapped, mapped[1:], mapped.T):
+            write_npy(tmp_path / "copy.npy", rows)
+            found = np.load(tmp_path / "copy.npy")
+            np.testing.assert_array_equal(found, rows)
+            assert found.dtype == array.dtype
+
+    def test_picked_rows_of_a_memory_map(self, tmp_path):
+        np.save(tmp_path / "a.npy", np.arange(4000).reshape(1000, 4))
+        rows = np.random.default_rng(0).integers(1000, size=700)
+        for mode in ("r", "c"):
+            mapped = np.load(tmp_path / "a.npy", mmap_mode=mode)
+            if mode == "c":
+                mapped[5:500] = -1  # which is nowhere but in the map
+            np.testing.assert_array_equal(picked(mapped, rows), np.array(mapped)[rows])
+            assert sum(len(part) for part in parts(mapped)) == 1000
+            assert mapped[7, 0] == (-1 if mode == "c" else 28)
 
     def test_npy_of_objects_is_refused(self, tmp_path):
         with pytest.raises(TypeError, match="array: dtype object holds Python objects"):

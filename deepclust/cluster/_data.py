@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from deepclust.datasets import open_npy
 from deepclust.networks.images import image_size
 
 # Data up to this size are held in memory as one float32 tensor; larger ones stay where they are and
@@ -183,6 +185,11 @@ def is_sparse(source: Any) -> bool:
     return bool(sparse.issparse(source))
 
 
+def opened(X: Any) -> Any:
+    """The array that a path names, as a memory map; anything else as it is."""
+    return open_npy(X) if isinstance(X, (str, os.PathLike)) else X
+
+
 def _dense_or_sparse(source: Any) -> Any:
     if is_sparse(source):
         return source.tocsr()
@@ -210,6 +217,7 @@ def as_rows(estimator: BaseEstimator, X: Any, device: torch.device, *, reset: bo
         ValueError: If X is not (N, D), is empty, has another width than the fitted one, NaN or Inf.
         TypeError: If X holds complex numbers or objects.
     """
+    X = opened(X)
     if getattr(estimator, "takes_images", False):
         X = _flattened(estimator, X, reset)
     if isinstance(X, Tensor):

@@ -78,8 +78,8 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         is given, and in this object), and raises KeyboardInterrupt.
 
         Args:
-            X: Rows (N, D), converted to float32: an array, memory map, tensor, sparse array, or a
-                map-style Dataset of rows.
+            X: Rows (N, D), converted to float32: an array, memory map, tensor, sparse array, the
+                path of a `.npy` file, or a map-style Dataset of rows.
             y: Labels (N,) of some rows, from 0 to n_clusters - 1, -1 where there is none, for
                 estimators that use them (DEPICT); not used by others.
             resume: Go on from an interrupted fit on the same data: from the file `checkpoint`, or

@@ -21,9 +21,10 @@ from deepclust.cluster._data import (
     as_tensor,
     check_tensor,
     check_width,
+    opened,
     resident_bytes,
 )
-from deepclust.cluster._sources import Blocks, Dense, Source, ahead, is_blocks, opened, source_of
+from deepclust.cluster._sources import Blocks, Dense, Source, ahead, is_blocks, source_of
 from deepclust.kernels import _checks
 from deepclust.kernels.kmeans_assign.op import assign_and_update
 from deepclust.kernels.kmeans_update.op import label_sums

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepclust._files import parts, picked
 from deepclust.cluster._data import as_tensor, is_sparse
-from deepclust.datasets import open_npy
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
@@ -87,11 +87,12 @@ class Slices(Source):
         return self._dense(rows)
 
     def _dense(self, rows: slice | Array) -> Array:
-        picked = self._source[rows]
-        dense: Array = picked.toarray() if is_sparse(picked) else np.array(picked, order="C")
-        if isinstance(self._source, np.memmap):
-            give_back(self._source)
-        return dense
+        if is_sparse(self._source):
+            dense: Array = self._source[rows].toarray()
+            return dense
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(self.shape[0]))
+        return picked(self._source, rows)
 
 
 class File(Source):
@@ -114,31 +115,32 @@ class File(Source):
             file.seek(self._offset)
             for number, start in enumerate(range(0, n, size)):
                 block = buffers[number % 2][: n - start]
-                self._read(file, start, block)
+                self._read(file, start, block.reshape(-1).view(np.uint8).data)
                 yield block
 
     def take(self, rows: Array) -> Array:
+        size = self._row_bytes
         taken = np.empty((len(rows), self.shape[1]), self.dtype)
+        into = taken.reshape(-1).view(np.uint8).data
         ordered = np.argsort(rows, kind="stable").tolist()
-        places = (self._offset + rows * self._row_bytes).tolist()
+        places = (self._offset + rows * size).tolist()
         with open(self._path, "rb", buffering=0) as file:
             if hasattr(os, "posix_fadvise"):
                 # All are asked for at once, so that the disk works on many of them at a time.
                 for i in ordered:
-                    advice = (places[i], self._row_bytes, os.POSIX_FADV_WILLNEED)
-                    os.posix_fadvise(file.fileno(), *advice)
+                    os.posix_fadvise(file.fileno(), places[i], size, os.POSIX_FADV_WILLNEED)
             for i in ordered:
                 file.seek(places[i])
-                self._read(file, int(rows[i]), taken[i])
+                self._read(file, int(rows[i]), into[i * size : i * size + size])
         return taken
 
-    def _read(self, file: IO[bytes], row: int, into: Array) -> None:
-        """Fill `into` from where the file stands, which is the beginning of this row."""
-        left = into.reshape(-1).view(np.uint8).data
+    def _read(self, file: IO[bytes], row: int, left: memoryview) -> None:
+        """Fill `left` from where the file stands, which is the beginning of this row."""
+        size = len(left)
         while left:
             n = file.readinto(left)  # type: ignore[attr-defined]  # a raw file has it
             if not n:
-                row += (into.nbytes - len(left)) // self._row_bytes
+                row += (size - len(left)) // self._row_bytes
                 raise ValueError(f"{self._path}: it ends before row {row} of {self.shape[0]} does")
             left = left[n:]
 
@@ -168,14 +170,15 @@ class Blocks(Source):
     def blocks(self, size: int) -> Iterator[Array]:
         buffers = self._buffers(size)
         turn = filled = 0
-        for _, block in self._checked():
-            while len(block):
-                some = block[: size - filled]
-                buffers[turn][filled : filled + len(some)] = some
-                block, filled = block[len(some) :], filled + len(some)
-                if filled == size:
-                    yield buffers[turn]
-                    turn, filled = 1 - turn, 0
+        for _, whole in self._checked():
+            for block in parts(whole):
+                while len(block):
+                    some = block[: size - filled]
+                    buffers[turn][filled : filled + len(some)] = some
+                    block, filled = block[len(some) :], filled + len(some)
+                    if filled == size:
+                        yield buffers[turn]
+                        turn, filled = 1 - turn, 0
         if filled:
             yield buffers[turn][:filled]
 
@@ -184,7 +187,7 @@ class Blocks(Source):
         last = rows.max(initial=-1)
         for start, block in self._checked():
             within = (rows >= start) & (rows < start + len(block))
-            taken[within] = block[rows[within] - start]
+            taken[within] = picked(block, rows[within] - start)
             if last < start + len(block):
                 break
         return taken
@@ -215,17 +218,12 @@ def _block(number: int, given: Any) -> Array:
         given = given.detach().cpu().numpy()
     elif is_sparse(given):
         given = given.toarray()
-    block = np.asarray(given)
+    block: Array = given if isinstance(given, np.ndarray) else np.asarray(given)
     if block.ndim != 2 or block.shape[1] == 0:
         raise ValueError(f"X: block {number} has shape {block.shape}; it takes blocks (n, D)")
     if block.dtype.kind not in "biuf":
         raise ValueError(f"X: block {number} is of {block.dtype}; it takes real numbers")
     return block
-
-
-def opened(X: Any) -> Any:
-    """The array that a path names, as a memory map; anything else as it is."""
-    return open_npy(X) if isinstance(X, (str, os.PathLike)) else X
 
 
 def is_blocks(X: Any) -> bool:
@@ -258,13 +256,6 @@ def _file_of(X: np.memmap[Any, Any]) -> File | None:
     if not os.path.isfile(path) or os.path.getsize(path) < offset + X.nbytes:
         return None  # another one has its name by now
     return File(path, offset, (X.shape[0], X.shape[1]), X.dtype)
-
-
-def give_back(X: Any) -> None:
-    """Return the pages of a memory map to the system, which has them in its cache still."""
-    mapped = getattr(X, "_mmap", None)
-    if mapped is not None and X.mode != "c" and hasattr(mapped, "madvise"):
-        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def ahead(blocks: Iterator[T]) -> Iterator[T]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from deepclust.cluster._centroids import CentroidEstimator
 from deepclust.cluster._checks import either
+from deepclust.cluster._data import opened
 from deepclust.cluster._lloyd import Fit, lloyd
-from deepclust.cluster._sources import opened
 
 ALGORITHMS = ("lloyd", "elkan")
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from deepclust.cluster._centroids import CentroidEstimator
 from deepclust.cluster._checks import check_at_least_zero, check_integer
+from deepclust.cluster._data import opened
 from deepclust.cluster._lloyd import means
 from deepclust.cluster._points import Points, total
-from deepclust.cluster._sources import opened
 
 
 class MiniBatchKMeans(CentroidEstimator):
