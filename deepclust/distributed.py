@@ -35,8 +35,8 @@ __all__ = ["Ranks", "Shard", "shard", "start"]
 TIMEOUT = 600.0  # seconds: the slowest rank may read its rows from a disk
 
 
-def start(timeout: float = TIMEOUT) -> None:
-    """Join the other processes that torchrun has started; without torchrun do nothing.
+def start(timeout: float = TIMEOUT) -> Ranks:
+    """Join the other processes that torchrun has started; without torchrun there are none.
 
     Sums of tensors on the CPU go over gloo, those on GPUs over NCCL. Each process takes the GPU of
     its place on its machine, where there is one, as "cuda".
@@ -44,18 +44,22 @@ def start(timeout: float = TIMEOUT) -> None:
     Args:
         timeout: Seconds that a rank waits for the others before it ends with an error.
 
+    Returns:
+        All processes, which hold no rows yet: `rank` is the number of this one, `size` theirs.
+
     Raises:
         RuntimeError: If the others do not come in that time.
 
     Example:
-        >>> start()  # alone: nothing to join
+        >>> start().size
+        1
     """
-    if not dist.is_torchelastic_launched() or dist.is_initialized():
-        return
-    place = int(os.environ["LOCAL_RANK"])
-    if place < torch.cuda.device_count():
-        torch.cuda.set_device(place)
-    dist.init_process_group(timeout=timedelta(seconds=timeout))
+    if dist.is_available() and dist.is_torchelastic_launched() and not dist.is_initialized():
+        place = int(os.environ["LOCAL_RANK"])
+        if place < torch.cuda.device_count():
+            torch.cuda.set_device(place)
+        dist.init_process_group(timeout=timedelta(seconds=timeout))
+    return Shard(np.empty((0, 1))).ranks()
 
 
 class Shard:
@@ -160,10 +164,15 @@ class Ranks:
         self.group = group
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
-        self._sizes = [int(size) for size in self.all(torch.tensor(n))]
+        self._sizes: list[int] = self.objects(n)
         self.start = sum(self._sizes[: self.rank])
         self.stop = self.start + n
         self.total = sum(self._sizes)
+
+    def own(self, rows: slice) -> slice:
+        """Those among consecutive rows of the whole that are here, by their numbers here."""
+        first, last = (min(max(row, self.start), self.stop) for row in (rows.start, rows.stop))
+        return slice(first - self.start, last - self.start)
 
     def all(self, values: Tensor) -> list[Tensor]:
         """The values of each rank, which are of one shape and type, in rank order."""

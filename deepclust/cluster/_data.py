@@ -89,13 +89,6 @@ class Rows:
             rows = torch.arange(*rows.indices(self.ranks.total))
         return self.ranks.pick(rows, self.take)
 
-    def own(self, rows: slice) -> slice:
-        """Those among consecutive rows of the whole that are here, by their numbers here."""
-        start, stop = (
-            min(max(i - self.ranks.start, 0), len(self)) for i in (rows.start, rows.stop)
-        )
-        return slice(start, stop)
-
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """All rows in order: (which, their values); an empty block where there are none.
 

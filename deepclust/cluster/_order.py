@@ -23,8 +23,8 @@ def shared_order(ranks: Ranks, *seed: int) -> tuple[Tensor, Tensor]:
     """One random order of all rows, of which each rank makes the part that it holds.
 
     The whole is cut into STRETCHES, whose sizes differ by one at most. Each has a permutation of
-    its own, and the order takes a row of each in turn. So it does not depend on who holds which
-    rows, and a rank makes the permutations of those stretches alone that it holds rows of.
+    its own, and the order takes a row of each by turns, which are drawn too. So it does not depend
+    on who holds which rows, and a rank permutes those stretches alone that it holds rows of.
 
     Args:
         ranks: Who holds which rows.
@@ -35,15 +35,19 @@ def shared_order(ranks: Ranks, *seed: int) -> tuple[Tensor, Tensor]:
         its own.
     """
     least, larger = divmod(ranks.total, STRETCHES)
+    turns = torch.randperm(STRETCHES, generator=generator(*seed))
     places, numbers = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
     stop = 0
-    for stretch in range(STRETCHES):
+    for stretch, turn in enumerate(turns):
         start, stop = stop, stop + least + (stretch < larger)
         if stop <= ranks.start or start >= ranks.stop:
             continue
         permuted = start + torch.randperm(stop - start, generator=generator(*seed, stretch))
+        rounds = torch.arange(stop - start)
+        # In the last round the larger stretches alone have a turn.
+        turn_of = torch.where(rounds < least, turn, (turns[:larger] < turn).sum())
         own = (permuted >= ranks.start) & (permuted < ranks.stop)
+        places.append((rounds * STRETCHES + turn_of)[own])
         numbers.append(permuted[own] - ranks.start)
-        places.append(own.nonzero().flatten() * STRETCHES + stretch)
     all_places, order = torch.cat(places).sort()
     return all_places, torch.cat(numbers)[order]

@@ -256,6 +256,15 @@ class Run:
         """Rows (n, D) by number in the whole data, in float32 on the device."""
         return self._rows.pick(idx)
 
+    def pick(self, values: Tensor, numbers: Tensor) -> Tensor:
+        """What there is for rows (m,) by number in the whole data, of values (n, ...) for rows."""
+        return self._ranks.pick(numbers, values.__getitem__)
+
+    def gather(self, values: Tensor) -> Tensor | None:
+        """Values (N, ...) for all rows, in the first process, of values (n, ...) for those here."""
+        whole = self._ranks.gather(values)
+        return whole if self._ranks.rank == 0 else None
+
     def rows(self) -> Iterator[tuple[slice, Tensor]]:
         """The rows of this process, block by block and in order."""
         return self._rows.blocks()
@@ -512,7 +521,7 @@ class Run:
         idx: slice | Tensor
         numbers: slice | Tensor
         if stage.order == "sequential":
-            idx = numbers = self._rows.own(which)
+            idx = numbers = self._ranks.own(which)
         else:
             if self._permutation is None:
                 self._permute()
