@@ -192,7 +192,7 @@ class Ranks:
         return first
 
     def add(self, values: Tensor) -> Tensor:
-        """The sum over all ranks in the type of the values, in one all-reduce."""
+        """The sum over all ranks in the type of the values, which may be overwritten by it."""
         if self.group is None:
             return values
         sent = self._sendable(values)
@@ -210,7 +210,7 @@ class Ranks:
         return found
 
     def first(self, values: Tensor) -> Tensor:
-        """The values of rank 0, on every rank."""
+        """The values of rank 0, on every rank, where they may overwrite these."""
         if self.group is None:
             return values
         sent = self._sendable(values)
@@ -279,13 +279,13 @@ class Ranks:
                 raise RuntimeError(f"distributed: rank {rank} of {self.size} failed: {failure}")
 
     def _sendable(self, values: Tensor) -> Tensor:
-        """A copy of the values, where the group's backend takes them."""
+        """The values where the group's backend takes them."""
         config = str(dist.get_backend_config(self.group))  # such as "cpu:gloo,cuda:nccl"
         backends = dict(part.split(":") for part in config.split(","))
         device = values.device
         if backends.get(device.type) in (None, "gloo"):
             device = torch.device("cuda" if "cpu" not in backends else "cpu")
-        return values.detach().to(device, copy=True, memory_format=torch.contiguous_format)
+        return values.detach().to(device).contiguous()
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:

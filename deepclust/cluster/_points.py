@@ -278,6 +278,8 @@ class Points:
 
     def _sum(self, value: float) -> float:
         """The sum of a number over all processes."""
+        if self.ranks.size == 1:
+            return value
         return float(self.ranks.sum(torch.tensor(value, dtype=torch.float64)))
 
     def _zeros(self, *shape: int) -> Tensor:

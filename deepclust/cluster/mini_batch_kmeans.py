@@ -280,7 +280,9 @@ class MiniBatchKMeans(CentroidEstimator):
 
 def _unshared(X: Any) -> Any:
     if isinstance(X, Shard):
-        raise TypeError("X: got a Shard; MiniBatchKMeans takes all rows in one process, KMeans not")
+        raise TypeError(
+            "X: got a Shard; MiniBatchKMeans takes all rows in one process; KMeans takes it"
+        )
     return X
 
 
