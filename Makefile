@@ -41,7 +41,7 @@ PYTEST := $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist worksteal
 INTERPRETED := assign target_loss frequencies targets kmeans_assign kmeans_candidates kmeans_update \
 	kmeans_loss contract triton
 # What these test is the same without the extension.
-NO_KERNELS := datasets experiments files metrics networks plots report transforms
+NO_KERNELS := datasets distributed experiments files metrics networks plots report transforms
 test: lint types layers doctest  ## every check: lint, types, imports, examples, tests with and without the extension
 	@$(BIN)/python -c 'import torch, deepclust._C' || \
 		{ echo "test: the extension is not built; make test checks it too and needs a C++ compiler"; exit 1; }

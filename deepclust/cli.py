@@ -18,7 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 import deepclust
-from deepclust import _files, datasets, metrics, plots, report
+from deepclust import _files, datasets, distributed, metrics, plots, report
 from deepclust.cluster import (
     ABC,
     ACAI,
@@ -162,6 +162,8 @@ def fit(
 
     Ctrl-C keeps a checkpoint in the folder: the same command with --resume ends as if nothing had
     interrupted it.
+
+    Started by torchrun, several processes share the data: see docs/distributed.md.
     """
     started, clock = time.monotonic(), time.time()
     if importlib.util.find_spec("matplotlib") is None:
@@ -175,7 +177,10 @@ def fit(
             parameters[name] = value
     if resume and "checkpoint" not in signature:
         raise click.UsageError(f"--resume: --method {method} keeps no checkpoint")
-    _check_folder(out, resume=resume, overwrite=overwrite)
+    ranks = distributed.start()
+    with ranks.together():
+        if ranks.rank == 0:
+            _check_folder(out, resume=resume, overwrite=overwrite)
     dataset = datasets.load(data, labels=labels)
     if n_clusters > len(dataset):
         raise click.UsageError(
@@ -185,7 +190,8 @@ def fit(
         parameters.setdefault("image_shape", dataset.image_shape)
     if threads is not None:
         torch.set_num_threads(threads)
-    show = sys.stderr.isatty() if verbose is None else verbose
+    X = dataset.X if ranks.size == 1 else distributed.shard(dataset.X)
+    show = (sys.stderr.isatty() if verbose is None else verbose) and ranks.rank == 0
     estimator = METHODS[method](
         n_clusters, random_state=seed, backend=backend, verbose=int(show), **parameters
     )
@@ -193,16 +199,21 @@ def fit(
     checkpoint = out / CHECKPOINT
     argv = context.obj or []
     try:
-        with _folder(out):
+        with _folder(out) if ranks.rank == 0 else nullcontext():
             if "checkpoint" in signature:
                 estimator.set_params(callbacks=[recorder], checkpoint=checkpoint)
             if resume:
                 # Interrupted after the last refresh, a run has none left that hands the state over.
                 state = _files.load_tree(checkpoint, kind="checkpoint")["state"]
                 recorder.state = state.get("recorder", recorder.state)
-                estimator.fit(dataset.X, resume=True)
+                estimator.fit(X, resume=True)
             else:
-                estimator.fit(dataset.X)
+                estimator.fit(X)
+            if isinstance(X, distributed.Shard):
+                labels_of_all = X.gather(estimator.labels_)
+                if labels_of_all is None:
+                    return  # the first process writes
+                estimator.labels_ = labels_of_all
             seconds = time.monotonic() - started
             with _results(out) as folder:
                 agreement = _write_numbers(folder, estimator, dataset)
@@ -366,6 +377,8 @@ def _results(out: Path) -> Iterator[Path]:
 
 def _program() -> str:
     as_module = Path(sys.argv[0]).parts[-2:] == ("deepclust", "__main__.py")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']} -m deepclust"
     return "python -m deepclust" if as_module else "deepclust"
 
 

@@ -117,16 +117,20 @@ class Recorder:
             run.state["recorder"] = self._new_state(len(run), run.method.head().n_features)
         self.state = run.state["recorder"]
         if run.refreshed and self.y is not None:
-            labels = run.state["labels"]
-            run.log("accuracy", metrics.clustering_accuracy(self.y, labels))
-            run.log("nmi", metrics.normalized_mutual_info(self.y, labels))
+            labels = run.gather(run.state["labels"])
+            if labels is not None:
+                run.log("accuracy", metrics.clustering_accuracy(self.y, labels))
+                run.log("nmi", metrics.normalized_mutual_info(self.y, labels))
         rows = torch.from_numpy(self.state["rows"])
         with torch.no_grad():
             z, head = run.method.embed(run.take(rows)), run.method.head()
             # Not those of run.state: at the end of a stage they may be older than z.
             _, labels, _ = F.frequencies(z, head)
         if "gradient" not in self.state and "snapshot" in run.state:
-            self.state["gradient"] = _gradient(z, head, run.state["snapshot"][rows], labels)
+            snapshot = run.state["snapshot"]
+            z_old = run.pick(snapshot.z, rows.to(snapshot.z.device))
+            target = F.Snapshot(z_old, snapshot.head, snapshot.bias, snapshot.power)
+            self.state["gradient"] = _gradient(z, head, target, labels)
         self._keep(run.stage.name, run.update, z.float().cpu().numpy(), labels.cpu().numpy())
 
     def moments(self, n: int = 5) -> list[Moment]:

@@ -164,7 +164,7 @@ def test_gaussian_likelihood_is_the_formula_and_sees_shape():
     across = (z[:, 0] > 0).astype(np.int64)
     scores = {}
     for name, labels in (("apart", apart), ("across", across)):
-        scores[name] = gaussian_likelihood(torch.from_numpy(z), labels)
+        scores[name] = gaussian_likelihood(torch.from_numpy(z), labels, 2)
         expected = 0.0
         for j in (0, 1):
             rows = z[labels == j]
@@ -179,7 +179,7 @@ def test_gaussian_likelihood_is_the_formula_and_sees_shape():
     assert inertia["across"] < inertia["apart"]
     assert scores["apart"] > scores["across"]
     # One row in a cluster of its own is finite.
-    assert np.isfinite(gaussian_likelihood(torch.from_numpy(z), (np.arange(800) == 0) * 1))
+    assert np.isfinite(gaussian_likelihood(torch.from_numpy(z), (np.arange(800) == 0) * 1, 2))
 
 
 def test_criterion_is_of_the_first_start_and_later_ones_keep_least_inertia():
@@ -192,11 +192,15 @@ def test_criterion_is_of_the_first_start_and_later_ones_keep_least_inertia():
     for stage, update in (("cluster", 0), ("cluster", 40), ("recluster", 0)):
         seeds = iter(range(60))
         run = SimpleNamespace(
-            stage=SimpleNamespace(name=stage), update=update, seed=lambda _, s=seeds: next(s)
+            stage=SimpleNamespace(name=stage),
+            update=update,
+            seed=lambda _, s=seeds: next(s),
+            shared=lambda z: z,
+            sum=torch.Tensor.double,
         )
         centroids, labels = start(run, z)
         inertia = float((z - centroids[labels]).square().sum())
-        found[stage, update] = gaussian_likelihood(z, labels.numpy()), inertia
+        found[stage, update] = gaussian_likelihood(z, labels.numpy(), 2), inertia
     first, later, last = found.values()
     assert later == last
     assert first[0] > later[0]
@@ -209,7 +213,7 @@ def test_the_best_restart_is_kept(digits):
     def record(run):
         if run.stage.name == "cluster" and run.update == 0:
             z = run.map(run.method.embed)
-            starts[n_init] = gaussian_likelihood(z, run.state["labels"].numpy())
+            starts[n_init] = gaussian_likelihood(z, run.state["labels"].numpy(), 10)
 
     for n_init in (1, 6):
         settings = {**SMALL, "max_updates": 0, "n_init": n_init}

@@ -15,6 +15,7 @@ from sklearn.base import (
     ClusterMixin,
     TransformerMixin,
 )
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from deepclust.cluster._checks import (
 )
 from deepclust.cluster._data import is_sparse
 from deepclust.cluster._points import Points, as_points, unit_rows
+from deepclust.cluster._saving import comparable
 from deepclust.cluster._seeding import SEEDINGS
 from deepclust.kernels._dispatch import check_options
 
@@ -34,6 +36,9 @@ Array = np.ndarray[Any, Any]
 Self = TypeVar("Self", bound="CentroidEstimator")
 
 METRICS = ("euclidean", "cosine")
+
+# Parameters in which processes that share the rows may differ.
+_MAY_DIFFER = ("random_state", "device", "backend", "verbose", "copy_x")
 
 
 class CentroidEstimator(
@@ -119,6 +124,16 @@ class CentroidEstimator(
             reset=reset,
         )
 
+    def _shared_rng(self, points: Points) -> RandomState:
+        """What draws at random, the same in all processes that share the rows; all ask alike."""
+        parameters = self.get_params(deep=False).items()
+        points.ranks.agree(
+            **{name: comparable(value) for name, value in parameters if name not in _MAY_DIFFER}
+        )
+        rng = check_random_state(self.random_state)
+        first: RandomState = points.ranks.objects(rng)[0]
+        return rng if points.ranks.rank == 0 else first
+
     def _forget_labels(self) -> None:
         """Those of an earlier fit do not belong to the centroids of one that was interrupted."""
         for name in ("labels_", "inertia_"):
@@ -135,7 +150,7 @@ class CentroidEstimator(
     def _check_parameters(self, points: Points, n_drawn: int) -> None:
         """Check what both take; n_drawn is n_init="auto" where all of the start is drawn."""
         check_options(self.backend, "exact")
-        check_n_clusters(self.n_clusters, len(points))
+        check_n_clusters(self.n_clusters, points.ranks.total)
         check_integer("max_iter", self.max_iter, 1)
         check_at_least_zero("tol", self.tol)
         given = not isinstance(self.init, str) and not callable(self.init)
@@ -169,6 +184,11 @@ class CentroidEstimator(
             return SEEDINGS[self.init](points, self.n_clusters, rng)
         given = self.init
         if callable(given):
+            if points.ranks.size > 1:
+                raise ValueError(
+                    "init: got a function, which sees the rows of one process alone; with a Shard"
+                    " it takes a name or an array of centroids"
+                )
             given = given(X, self.n_clusters, random_state=rng)
         if is_sparse(given):
             given = given.toarray()

@@ -72,12 +72,12 @@ class Column:
             rows = slice(start, min(start + BLOCK_ROWS, self._n))
             yield rows, self[rows]
 
-    def n_distinct(self, n_clusters: int) -> int:
-        """How many labels below n_clusters there are among these."""
+    def counts(self, n_clusters: int) -> Tensor:
+        """How often each label below n_clusters is among these."""
         counts = torch.zeros(n_clusters, dtype=torch.int64, device=self._device)
         for _, labels in self.blocks():
             counts += torch.bincount(labels, minlength=n_clusters)
-        return int(torch.count_nonzero(counts))
+        return counts
 
     def array(self) -> np.ndarray[Any, Any]:
         """An array, or a read-only memory map of the file."""

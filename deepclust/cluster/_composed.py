@@ -252,8 +252,10 @@ class ComposedEstimator(DeepEstimator):
     def _prepare(self, method: Composition, rows: Rows) -> None:
         scale = self._filled_in()["scale"]
         if scale == "range":
-            ends = [torch.stack(x.aminmax()) for _, x in rows.blocks()]
-            least, most = float(torch.stack(ends).min()), float(torch.stack(ends).max())
+            ends = [torch.stack(x.aminmax()) for _, x in rows.blocks() if len(x)]
+            own = torch.cat([torch.empty(0, device=rows.device), *ends]).tolist()
+            values = [value for part in rows.ranks.objects(own) for value in part]
+            least, most = min(values), max(values)
             if least == most:
                 raise ValueError(f"X: got no value but {least:g}; scale='range' takes several")
             method.scale.fill_(2 / (most - least))
@@ -261,8 +263,9 @@ class ComposedEstimator(DeepEstimator):
         elif scale is not None and scale != "dec":
             method.scale.fill_(scale)
         # Summed on the device, which the host would otherwise wait for at each block.
-        square = float(sum(method.preprocess(x).double().square().sum() for _, x in rows.blocks()))
-        square /= len(rows) * rows.n_features
+        squares = (method.preprocess(x).double().square().sum() for _, x in rows.blocks())
+        square = float(rows.ranks.sum(sum(squares, torch.zeros((), device=rows.device))))
+        square /= rows.ranks.total * rows.n_features
         if scale == "dec":
             if square == 0:
                 raise ValueError("X: got only zeros; scale='dec' takes data with values")

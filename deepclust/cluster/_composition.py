@@ -107,6 +107,9 @@ class Part:
     decodes = False
     # Whether it reconstructs rows as a whole: the sum over their elements, not the mean.
     per_row = False
+    # Whether several processes may share the rows: its losses are means over rows, and what it
+    # finds in all of them it adds up by run.sum.
+    is_shareable = False
 
     def prepare(self, method: Composition, rows: Rows) -> None:
         """Refuse a method or data that this part cannot work with, before anything is trained."""
@@ -192,8 +195,8 @@ class Clustering(Part, ABC):
         f, labels, n_changed = F.frequencies(
             z, method.head(), previous_labels=run.state["labels"], backend=method.backend
         )
-        run.state["labels"], run.state["frequencies"] = labels, f
-        run.state["changed"] = float(n_changed) / len(run)
+        run.state["labels"], run.state["frequencies"] = labels, run.sum(f).to(f.dtype)
+        run.state["changed"] = float(run.sum(n_changed)) / len(run)
         run.log("changed", run.state["changed"])
 
 
@@ -222,6 +225,8 @@ class Regulariser(Part, ABC):
 
 class Intervention(ABC):
     """A change to the network or the clusters between updates, before a refresh."""
+
+    is_shareable = False  # as of a Part
 
     @abstractmethod
     def act(self, method: Composition, run: Run, z: Tensor) -> Tensor:
@@ -287,6 +292,7 @@ class Composition(Method):
         recipe: What it is made of.
     """
 
+    row_state = ("labels", "codes")
     scale: Tensor
     middle: Tensor
     # The network's functions of these names, compiled if the recipe says so.
@@ -337,6 +343,19 @@ class Composition(Method):
         weights = dict(self.recipe.clustering.weights)
         weights.update({part.name: part.weight for part in self.recipe.regularisers})
         return weights
+
+    def why_alone(self) -> str | None:
+        """The first part, or layer, that has to see all rows of a batch."""
+        parts: list[Part | Intervention] = [*self.parts, *self.recipe.interventions]
+        for part in parts:
+            if not part.is_shareable:
+                return f"{type(part).__name__} takes all rows in one process"
+        for name, layer in self.network.named_modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                return (
+                    f"the network's {name} takes means over a batch, which has to be in one process"
+                )
+        return None
 
     def prepare(self, rows: Rows) -> None:
         """Refuse what a part cannot work with, before anything is trained."""

@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from deepclust.datasets import open_npy
+from deepclust.distributed import Ranks, Shard
 from deepclust.networks.images import image_size
 
 # Data up to this size are held in memory as one float32 tensor; larger ones stay where they are and
@@ -36,13 +38,19 @@ class Rows:
         source: A dense array, memory map or tensor (N, D) of any real type, a sparse array, or a
             map-style Dataset whose items are rows, or tuples that begin with one.
         device: Where rows are wanted.
+        ranks: The processes that share the data, of which these rows are a part.
+
+    Attributes:
+        is_shared: Whether processes, if only one, share the data.
     """
 
-    def __init__(self, source: Any, device: torch.device) -> None:
+    def __init__(self, source: Any, device: torch.device, ranks: Ranks | None = None) -> None:
         # "cuda" without an index is equal to no tensor's device.
         self.device = torch.empty(0, device=device).device
         self._source = _dense_or_sparse(source)
         self._staging: Staging | None = None
+        self.is_shared = ranks is not None
+        self.ranks = Ranks(len(self)) if ranks is None else ranks
         self.n_features = int(self._read(slice(0, 1)).shape[1])
         in_memory = isinstance(source, (np.ndarray, Tensor)) and not isinstance(source, np.memmap)
         if in_memory and self.on_device and self._source.dtype == torch.float32:
@@ -73,8 +81,16 @@ class Rows:
             return self._staging.send(self._read(rows))
         return self._read(rows).to(self.device, torch.float32)
 
+    def pick(self, rows: slice | Tensor) -> Tensor:
+        """The rows (n, D) of these numbers in the whole that processes share, on each of them."""
+        if self.ranks.size == 1:
+            return self.take(rows)
+        if isinstance(rows, slice):
+            rows = torch.arange(*rows.indices(self.ranks.total))
+        return self.ranks.pick(rows, self.take)
+
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """All rows in order: (which, their values).
+        """All rows in order: (which, their values); an empty block where there are none.
 
         On a GPU nothing here waits for the work that the caller starts on a block, so that the
         next one is read meanwhile.
@@ -87,28 +103,35 @@ class Rows:
         for rows, x in self.blocks():
             finite = torch.isfinite(x).all(1)
             if not bool(finite.all()):
-                row = rows.start + int((~finite).nonzero()[0])
+                row = self.ranks.start + rows.start + int((~finite).nonzero()[0])
                 raise ValueError(f"X: row {row} has NaN or Inf; it takes finite values")
 
     def n_distinct(self, enough: int) -> int:
-        """How many distinct rows there are, counted up to `enough`."""
+        """How many distinct rows the whole has, counted up to `enough`."""
+        return min(enough, len(set[bytes]().union(*self.ranks.objects(self._distinct(enough)))))
+
+    def _distinct(self, enough: int) -> set[bytes]:
+        """What tells distinct rows from each other, of up to `enough` of them."""
         seen: set[bytes] = set()
         for _, x in self.blocks():
             for row in x.cpu().numpy():
-                seen.add(row.tobytes())
+                seen.add(blake2b(row.tobytes(), digest_size=16).digest())
                 if len(seen) == enough:
-                    return enough
-        return len(seen)
+                    return seen
+        return seen
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells these rows from others: their number, width, and the sum of some of them."""
-        some = torch.linspace(0, len(self) - 1, min(len(self), 1000)).long()
-        x = self.take(some).double().cpu().numpy()
+        n = self.ranks.total
+        some = torch.linspace(0, n - 1, min(n, 1000)).long()
+        x = self.pick(some).double().cpu().numpy()
         weights = 1 + np.arange(x.size).reshape(x.shape) % 1009
-        return {"n": len(self), "n_features": self.n_features, "sum": float((x * weights).sum())}
+        found = {"n": n, "n_features": self.n_features, "sum": float((x * weights).sum())}
+        # Their batches come in another order.
+        return {**found, "Shard": True} if self.is_shared else found
 
     def _slices(self) -> Iterator[slice]:
-        for start in range(0, len(self), BLOCK_ROWS):
+        for start in range(0, max(len(self), 1), BLOCK_ROWS):
             yield slice(start, min(start + BLOCK_ROWS, len(self)))
 
     def _read(self, rows: slice | Tensor) -> Tensor:
@@ -214,37 +237,59 @@ def as_rows(estimator: BaseEstimator, X: Any, device: torch.device, *, reset: bo
     """Check the data of fit (reset) or of predict as scikit-learn does, and read them as rows.
 
     Raises:
-        ValueError: If X is not (N, D), is empty, has another width than the fitted one, NaN or Inf.
+        ValueError: If X is not (N, D), is empty, has another width than the fitted one, NaN or Inf,
+            or is a Shard that is not like those of other processes.
         TypeError: If X holds complex numbers or objects.
     """
+    if not isinstance(X, Shard):
+        rows = Rows(_checked(estimator, X, reset=reset, least=1), device)
+        rows.check_finite()
+        return rows
+    ranks = X.ranks()
+    with ranks.together():
+        rows = Rows(_checked(estimator, X.rows, reset=reset, least=0), device, ranks)
+        rows.check_finite()
+    ranks.agree(**{"the width of X": rows.n_features, "the type of X": shared_type(X)})
+    return rows
+
+
+def shared_type(shard: Shard) -> str:
+    """The type of a Shard's values, as one to compare."""
+    return str(getattr(shard.rows, "dtype", None)).removeprefix("torch.")
+
+
+def _checked(estimator: BaseEstimator, X: Any, *, reset: bool, least: int) -> Any:
+    """Rows as Rows take them, of which there are `least` or more."""
     X = opened(X)
     if getattr(estimator, "takes_images", False):
         X = _flattened(estimator, X, reset)
     if isinstance(X, Tensor):
-        X = check_tensor(estimator, X, reset=reset)
-    elif isinstance(X, torch.utils.data.Dataset):
+        return check_tensor(estimator, X, reset=reset, least=least)
+    if isinstance(X, torch.utils.data.Dataset):
         if len(X) == 0:  # type: ignore[arg-type]  # map-style data sets have a length
             raise ValueError("X: got a Dataset without rows; it takes at least one")
         check_width(estimator, math.prod(_row(X[0]).shape), reset)
-    else:
-        if isinstance(X, np.ndarray) and X.ndim > 2:
-            raise ValueError(
-                f"X: got shape {X.shape}, {X.ndim} dimensions, but expected <= 2:"
-                " it takes (N, D), and X.reshape(len(X), -1) flattens images"
-            )
-        X = validate_data(
-            estimator, X, reset=reset, accept_sparse="csr", dtype="numeric", ensure_all_finite=False
+        return X
+    if isinstance(X, np.ndarray) and X.ndim > 2:
+        raise ValueError(
+            f"X: got shape {X.shape}, {X.ndim} dimensions, but expected <= 2:"
+            " it takes (N, D), and X.reshape(len(X), -1) flattens images"
         )
-        if isinstance(X, np.ndarray) and (
-            X.dtype.byteorder == ">" or min(X.strides, default=0) < 0
-        ):
-            X = np.ascontiguousarray(X, dtype=X.dtype.newbyteorder("="))  # torch takes no other
-    rows = Rows(X, device)
-    rows.check_finite()
-    return rows
+    X = validate_data(
+        estimator,
+        X,
+        reset=reset,
+        accept_sparse="csr",
+        dtype="numeric",
+        ensure_all_finite=False,
+        ensure_min_samples=least,
+    )
+    if isinstance(X, np.ndarray) and (X.dtype.byteorder == ">" or min(X.strides, default=0) < 0):
+        X = np.ascontiguousarray(X, dtype=X.dtype.newbyteorder("="))  # torch takes no other
+    return X
 
 
-def check_tensor(estimator: BaseEstimator, X: Tensor, *, reset: bool) -> Tensor:
+def check_tensor(estimator: BaseEstimator, X: Tensor, *, reset: bool, least: int = 1) -> Tensor:
     """Check the shape and type of a tensor of rows as scikit-learn does those of an array."""
     if X.ndim != 2:
         raise ValueError(
@@ -252,7 +297,7 @@ def check_tensor(estimator: BaseEstimator, X: Tensor, *, reset: bool) -> Tensor:
         )
     if X.is_complex():
         raise ValueError(f"X: got {X.dtype}; complex data not supported")
-    if X.shape[0] == 0 or X.shape[1] == 0:
+    if X.shape[0] < least or X.shape[1] == 0:
         raise ValueError(f"X: got shape {tuple(X.shape)}; it takes at least one row and one column")
     check_width(estimator, X.shape[1], reset)
     return X.detach()

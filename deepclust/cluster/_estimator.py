@@ -29,6 +29,7 @@ from deepclust.cluster._data import Rows, as_rows
 from deepclust.cluster._graphs import Capture, cuda_capture
 from deepclust.cluster._saving import comparable, from_tree, has_code, to_tree
 from deepclust.cluster._trainer import Method, Run, Settings, map_rows
+from deepclust.distributed import Ranks
 
 Array = np.ndarray[Any, Any]
 Self = TypeVar("Self", bound="DeepEstimator")
@@ -79,7 +80,8 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
         Args:
             X: Rows (N, D), converted to float32: an array, memory map, tensor, sparse array, the
-                path of a `.npy` file, or a map-style Dataset of rows.
+                path of a `.npy` file, a map-style Dataset of rows, or a `distributed.Shard` of
+                rows.
             y: Labels (N,) of some rows, from 0 to n_clusters - 1, -1 where there is none, for
                 estimators that use them (DEPICT); not used by others.
             resume: Go on from an interrupted fit on the same data: from the file `checkpoint`, or
@@ -90,13 +92,17 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
         Raises:
             ValueError: If X has fewer (distinct) rows than clusters, NaN or Inf, a parameter is out
-                of its range, or the checkpoint does not fit.
+                of its range, the checkpoint does not fit, or X is a Shard and something differs
+                between processes, or cannot be shared by them.
+            RuntimeError: If another process has ended, or is silent for longer than the time-out.
             FileNotFoundError: If there is no checkpoint to resume from.
         """
         device = self._device()
         capture = self._capture(device)
         rows = as_rows(self, X, device, reset=True)
-        check_n_clusters(self.n_clusters, len(rows))
+        ranks = rows.ranks
+        ranks.agree(**self._identity(), checkpoint=self.checkpoint is not None, resume=resume)
+        check_n_clusters(self.n_clusters, ranks.total)
         if (distinct := rows.n_distinct(self.n_clusters)) < self.n_clusters:
             raise ValueError(
                 f"n_clusters: got {self.n_clusters}, but X has only {distinct} distinct rows"
@@ -105,13 +111,21 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         one = torch.zeros(1, 1, device=device)
         target = F.freeze_target(one, one, backend=self.backend)
         F.target_loss(one, one, target, backend=self.backend)
-        tree = self._interrupted_tree() if resume else None
+        with ranks.together():
+            tree = self._interrupted_tree(ranks) if resume else None
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = ranks.objects(seed)[0]
         if tree is not None:
             seed = tree["identity"]["seed"]
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             method = self._build(rows.n_features).to(device)
+        if ranks.size > 1:
+            graphs = "cuda_graphs=True captures the steps of one" if self.cuda_graphs else None
+            if why := method.why_alone() or graphs:
+                raise ValueError(f"X: got a Shard of {ranks.size} processes, but {why}")
+            for value in method.state_dict().values():
+                value.copy_(ranks.first(value))  # a network of the user's may differ
         self._prepare(method, rows)
         run = Run(method, rows, self._settings(seed, capture, self._known_labels(y, len(rows))))
         if tree is not None:
@@ -271,22 +285,13 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         batch = self._batch_size()
         if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
             raise ValueError(f"batch_size: got {batch!r}; it takes an integer of at least 1")
-        params = self.get_params(deep=False)
-        for name in _NEEDED:
-            # The weights of a run under way are in the checkpoint.
-            if isinstance(params.get(name), torch.nn.Module):
-                params[name] = _shapes(params[name])
-        identity = {
-            name: comparable(value) for name, value in params.items() if name not in _NOT_IDENTITY
-        }
         return Settings(
             batch_size=int(batch),
             seed=seed,
             callbacks=tuple(self.callbacks),
             checkpoint=None if self.checkpoint is None else Path(self.checkpoint),
             identity={
-                "estimator": type(self).__name__,
-                **identity,
+                **self._identity(),
                 "y": comparable(y),
                 "seed": seed,
             },
@@ -295,6 +300,18 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             capture=capture,
             progress=bool(self.verbose),
         )
+
+    def _identity(self) -> dict[str, Any]:
+        """The parameters that decide what a fit computes, as values to compare."""
+        params = self.get_params(deep=False)
+        for name in _NEEDED:
+            # The weights of a run under way are in the checkpoint.
+            if isinstance(params.get(name), torch.nn.Module):
+                params[name] = _shapes(params[name])
+        identity = {
+            name: comparable(value) for name, value in params.items() if name not in _NOT_IDENTITY
+        }
+        return {"estimator": type(self).__name__, **identity}
 
     def _autocast(self) -> torch.dtype | None:
         if self.autocast is None:
@@ -316,10 +333,12 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             )
         return partial(cuda_capture, device=device) if self.cuda_graphs else None
 
-    def _interrupted_tree(self) -> dict[str, Any]:
+    def _interrupted_tree(self, ranks: Ranks) -> dict[str, Any]:
         if self.checkpoint is not None:
             tree: dict[str, Any] = _files.load_tree(self.checkpoint, kind="checkpoint")
             return tree
+        if ranks.size > 1:
+            raise ValueError("resume: got no checkpoint; several processes go on from a file")
         paused = getattr(self, "_paused", None)
         if paused is None:
             raise ValueError("resume: got True, but no fit of this estimator was interrupted")
@@ -338,7 +357,8 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             method, rows, lambda x: self._label(method, x), None, run.settings.autocast
         )
         self.labels_ = labels.cpu().numpy()
-        used = len(np.unique(self.labels_))
+        counts = rows.ranks.sum(labels.bincount(minlength=self.n_clusters))
+        used = int(torch.count_nonzero(counts))
         if used < self.n_clusters:
             warnings.warn(
                 f"only {used} of {self.n_clusters} clusters are used: the embedding has collapsed."
@@ -367,6 +387,7 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             part, weight = F.kmeans_update(z, torch.from_numpy(self.labels_[which]), len(sums))
             sums += part
             counts += weight
+        sums, counts = rows.ranks.sum(sums), rows.ranks.sum(counts)
         return (sums / counts.clamp_min(1).unsqueeze(1)).float().numpy()
 
     def _label(self, method: Method, x: Tensor) -> Tensor:

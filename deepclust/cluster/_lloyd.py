@@ -167,5 +167,11 @@ def _relocate(points: Points, nearest: Nearest, empty: Tensor) -> None:
         farthest = torch.cat([farthest, rows.start + some])
         order = torch.argsort(sq_dist, descending=True, stable=True)[: len(empty)]
         sq_dist, farthest = sq_dist[order], farthest[order]
+    if points.ranks.size > 1:
+        # The farthest of the whole are among the farthest of the processes.
+        parts = points.ranks.objects((sq_dist.cpu(), points.ranks.start + farthest.cpu()))
+        sq_dist, farthest = (torch.cat(found) for found in zip(*parts, strict=True))
+        farthest = farthest[torch.argsort(sq_dist, descending=True, stable=True)]
     for row, cluster in zip(farthest.tolist(), empty.split(1), strict=False):
-        nearest.labels[row : row + 1] = cluster
+        own = points.ranks.own(slice(row, row + 1))
+        nearest.labels[own] = cluster[: own.stop - own.start]

@@ -23,8 +23,10 @@ from deepclust.cluster._data import (
     check_width,
     opened,
     resident_bytes,
+    shared_type,
 )
 from deepclust.cluster._sources import Blocks, Dense, Source, ahead, is_blocks, source_of
+from deepclust.distributed import Ranks, Shard
 from deepclust.kernels import _checks
 from deepclust.kernels.kmeans_assign.op import assign_and_update
 from deepclust.kernels.kmeans_update.op import label_sums
@@ -71,10 +73,12 @@ class Points:
         hold: Whether converted rows are kept in memory.
         sample_weight: w (N,), by default all 1.
         backend: Of the kernels.
+        ranks: The processes that share the rows, of which these are a part. What is found in all
+            rows is then that of the whole, and rows have its numbers.
 
     Raises:
         ValueError: If a row has NaN or Inf, or is zero where it is to be divided by its length; if
-            weights are negative, or all zero.
+            weights are negative.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Points:
         hold: bool,
         sample_weight: Any,
         backend: str,
+        ranks: Ranks | None = None,
     ) -> None:
         self._source = source
         self.width = source.shape[1]
@@ -99,17 +104,19 @@ class Points:
         if hold and not self.held:
             whole = torch.empty(source.shape, dtype=dtype, device=device)
         self._n = 0
+        first = 0 if ranks is None else ranks.start
         for rows, x in self.blocks():
             self._n = rows.stop
-            _checks.check_finite("X", x, rows.start)
+            _checks.check_finite("X", x, first + rows.start)
             if unit and not bool((nonzero := x.any(1)).all()):
-                row = rows.start + int((~nonzero).nonzero()[0])
+                row = first + rows.start + int((~nonzero).nonzero()[0])
                 raise ValueError(f"X: row {row} is zero; metric='cosine' takes rows of some length")
             if whole is not None:
                 whole[rows] = x
         if whole is not None:
             self._source, self.held = Dense(whole), True
-        self.weight = _weight(sample_weight, self._n, dtype, device)
+        self.ranks = Ranks(self._n) if ranks is None else ranks
+        self.weight = _weight(sample_weight, self._n, dtype, device, ranks is not None)
 
     def __len__(self) -> int:
         return self._n
@@ -152,6 +159,11 @@ class Points:
 
     def take(self, rows: Array) -> Tensor:
         """The rows of these numbers, (n, D)."""
+        if self.ranks.size == 1:
+            return self._take(rows)
+        return self.ranks.pick(torch.from_numpy(rows), lambda own: self._take(own.numpy()))
+
+    def _take(self, rows: Array) -> Tensor:
         picked = self._source.take(rows)
         if self.held:
             assert isinstance(picked, Tensor)
@@ -179,6 +191,7 @@ class Points:
         """Other rows (n, D), as `take` gives them, with weights (n,)."""
         other = copy.copy(self)
         other._source, other._n, other.held, other.weight = Dense(x), len(x), True, weight
+        other.ranks = Ranks(len(x))
         return other
 
     def column(self, dtype: torch.dtype) -> Column:
@@ -199,13 +212,13 @@ class Points:
 
     def inertia(self, centroids: Tensor) -> float:
         """The weighted sum of these squared distances."""
-        return sum(
-            total(self.weighted(sq_dist, rows)) for rows, _, sq_dist in self.nearest(centroids)
+        return self._sum(
+            sum(total(self.weighted(sq_dist, rows)) for rows, _, sq_dist in self.nearest(centroids))
         )
 
     def total(self, values: Column) -> float:
         """The weighted sum of values (N,)."""
-        return sum(total(self.weighted(some, rows)) for rows, some in values.blocks())
+        return self._sum(sum(total(self.weighted(some, rows)) for rows, some in values.blocks()))
 
     def assign_and_update(self, centroids: Tensor) -> Pass:
         """What `assign` gives, where rows are held, and what `sums` gives of it, in one pass."""
@@ -221,7 +234,7 @@ class Points:
             inertia += total(self.weighted(found[1], rows))
             sums += found[2]
             counts += found[3]
-        return Pass(inertia, sums, counts, nearest)
+        return Pass(self._sum(inertia), self.ranks.sum(sums), self.ranks.sum(counts), nearest)
 
     def sums(self, labels: Column, n_clusters: int) -> tuple[Tensor, Tensor]:
         """Weighted sums (K, D) and counts (K,) of the rows of each cluster, in float64."""
@@ -230,7 +243,7 @@ class Points:
             found = label_sums(x, labels[rows], n_clusters, self._weight_of(rows), self.backend)
             sums += found[0]
             counts += found[1]
-        return sums, counts
+        return self.ranks.sum(sums), self.ranks.sum(counts)
 
     def candidates(
         self, candidates: Tensor, nearest: Column | None
@@ -252,7 +265,7 @@ class Points:
     @property
     def mass(self) -> float:
         """The sum of the weights."""
-        return float(self._n) if self.weight is None else total(self.weight)
+        return float(self.ranks.total) if self.weight is None else self._sum(total(self.weight))
 
     def variance(self) -> float:
         """The mean of the columns' variances, each row counting the same."""
@@ -262,10 +275,17 @@ class Points:
         for _, x in alike.blocks():
             labels = torch.zeros(len(x), dtype=torch.int64, device=self.device)
             mean += label_sums(x, labels, 1, None, self.backend)[0]
-        return alike.inertia((mean / self._n).to(self.dtype)) / (self._n * self.width)
+        n = self.ranks.total
+        return alike.inertia((self.ranks.sum(mean) / n).to(self.dtype)) / (n * self.width)
 
     def _weight_of(self, rows: slice) -> Tensor | None:
         return None if self.weight is None else self.weight[rows]
+
+    def _sum(self, value: float) -> float:
+        """The sum of a number over all processes."""
+        if self.ranks.size == 1:
+            return value
+        return float(self.ranks.sum(torch.tensor(value, dtype=torch.float64)))
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.float64, device=self.device)
@@ -286,7 +306,8 @@ def as_points(
 
     Args:
         estimator: Which remembers, or knows, how wide X is.
-        X: An array, memory map or sparse array on the host, or a tensor on any device.
+        X: An array, memory map or sparse array on the host, a tensor on any device, or a Shard of
+            these.
         sample_weight: Weights (N,), by default all 1.
         device: Where rows are wanted; None is where they are.
         dtype: float32 or float64; None is float32 for float32 and half types, else float64.
@@ -295,9 +316,42 @@ def as_points(
         reset: Whether X tells how wide rows are.
 
     Raises:
-        ValueError: If X is not (N, D), is empty, has another width than the fitted one, NaN or Inf;
-            if weights are negative, or all zero.
+        ValueError: If X is not (N, D), is empty, has another width than the fitted one, NaN or Inf,
+            or is a Shard that is not like those of other processes; if weights are negative, or all
+            zero.
     """
+    options: dict[str, Any] = {"device": device, "unit": unit, "backend": backend, "reset": reset}
+    if isinstance(X, Shard):
+        ranks = X.ranks()
+        with ranks.together():
+            points = _points_of(estimator, X.rows, sample_weight, dtype, ranks=ranks, **options)
+        ranks.agree(
+            **{
+                "the width of X": points.width,
+                "the type of X": shared_type(X),
+                "whether there is a sample_weight": points.weight is not None,
+            }
+        )
+    else:
+        points = _points_of(estimator, X, sample_weight, dtype, **options)
+    if points.weight is not None and not points.mass > 0:
+        raise ValueError("sample_weight: got zeros; it takes at least one non-zero weight")
+    return points
+
+
+def _points_of(
+    estimator: BaseEstimator,
+    X: Any,
+    sample_weight: Any,
+    dtype: torch.dtype | None,
+    *,
+    device: torch.device | None,
+    unit: bool,
+    backend: str,
+    reset: bool,
+    ranks: Ranks | None = None,
+) -> Points:
+    least = 1 if ranks is None else 0  # of this process's rows
     X = opened(X)
     hold = False
     source: Source
@@ -305,13 +359,13 @@ def as_points(
         source = Blocks(X)
         check_width(estimator, source.shape[1], reset)
     elif isinstance(X, Tensor):
-        source, hold = source_of(check_tensor(estimator, X, reset=reset)), True
+        source, hold = source_of(check_tensor(estimator, X, reset=reset, least=least)), True
     else:
         mapped = isinstance(X, np.memmap)
         # A map is converted as it is read, not whole, and stays a map: an array of it is checked.
-        kinds: dict[str, Any] = {"dtype": "numeric"}
+        kinds: dict[str, Any] = {"dtype": "numeric", "ensure_min_samples": least}
         if not mapped:
-            kinds = {"dtype": [np.float64, np.float32], "order": "C"}
+            kinds.update(dtype=[np.float64, np.float32], order="C")
         checked = validate_data(
             estimator, X, reset=reset, accept_sparse="csr", ensure_all_finite=False, **kinds
         )
@@ -325,15 +379,23 @@ def as_points(
         dtype = torch.float32 if kind in _SINGLE else torch.float64
     if device.type == "cuda" and not isinstance(source, Blocks):
         hold = hold or math.prod(source.shape) * dtype.itemsize <= resident_bytes(device)
-    options: dict[str, Any] = {"hold": hold, "sample_weight": sample_weight, "backend": backend}
-    return Points(source, dtype, device, unit=unit, **options)
+    return Points(
+        source,
+        dtype,
+        device,
+        unit=unit,
+        hold=hold,
+        sample_weight=sample_weight,
+        backend=backend,
+        ranks=ranks,
+    )
 
 
 def unit_rows(x: Tensor) -> Tensor:
     """Rows (n, D) divided by their length; those of zero stay as they are."""
     # First by the largest entry, of which the square can neither overflow nor vanish.
     x = x / _above_zero(x.abs().amax(1, keepdim=True))
-    _, sq_norm = F.kmeans_assign(x, torch.zeros_like(x[:1]), check=False)
+    _, sq_norm = F.kmeans_assign(x, x.new_zeros(1, x.shape[1]), check=False)
     return x / _above_zero(sq_norm.sqrt().unsqueeze(1))
 
 
@@ -375,15 +437,17 @@ def _above_zero(values: Tensor) -> Tensor:
     return torch.where(values > 0, values, 1)
 
 
-def _weight(sample_weight: Any, n: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+def _weight(
+    sample_weight: Any, n: int, dtype: torch.dtype, device: torch.device, shared: bool
+) -> Tensor | None:
     if sample_weight is None:
         return None
     if isinstance(sample_weight, Tensor):
         sample_weight = sample_weight.detach().cpu()
+    if shared and np.shape(sample_weight) == (n,) and not np.any(sample_weight):
+        return torch.zeros(n, dtype=dtype, device=device)  # other processes may have some
     kind = np.float64 if dtype == torch.float64 else np.float32
     array = _check_sample_weight(
         sample_weight, np.empty((n, 1)), dtype=kind, ensure_non_negative=True
     )
-    if not array.sum() > 0:  # scikit-learn below 1.8 lets it pass
-        raise ValueError("sample_weight: got zeros; it takes at least one non-zero weight")
     return as_tensor(array).to(device)

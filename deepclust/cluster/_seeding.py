@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ def plus_plus(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
     """
     chosen: list[int] = []
     nearest: Column | None = None
-    drawn = Draw(points.weight, len(points))(1, rng)
+    drawn = _draw(points, None, 1, rng)
     while True:
         x = points.take(drawn)
         potentials = torch.zeros(len(x), dtype=torch.float64, device=points.device)
@@ -38,6 +38,7 @@ def plus_plus(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
             potentials += more
             if points.held:
                 held.append((rows, sq_dist))
+        potentials = points.ranks.sum(potentials)
         best = int(potentials.argmin())
         chosen.append(int(drawn[best]))
         if len(chosen) == n_clusters or not potentials[best] > 0:
@@ -51,7 +52,7 @@ def plus_plus(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
         if not held:
             for rows, sq_dist, _ in again:
                 nearest[rows] = sq_dist[0]
-        drawn = _drawn_by(points, nearest, 2 + int(np.log(n_clusters)), rng)
+        drawn = _draw(points, nearest, 2 + int(np.log(n_clusters)), rng)
     chosen += chosen[:1] * (n_clusters - len(chosen))
     return points.take(np.array(chosen))
 
@@ -63,19 +64,19 @@ def random_rows(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
     2006).
     """
     keys, chosen, n = np.empty(0), np.empty(0, np.int64), 0
-    for start in range(0, len(points), BLOCK_ROWS):
-        rows = slice(start, min(start + BLOCK_ROWS, len(points)))
-        more = rng.standard_exponential(rows.stop - start)
+    for rows, more in _numbers(points, rng.standard_exponential):
         if points.weight is not None:
             weight = points.weight[rows].cpu().double().numpy()
             n += int(np.count_nonzero(weight))
             with np.errstate(divide="ignore"):
-                more /= weight
+                more = more / weight
         keys = np.concatenate([keys, more])
-        chosen = np.concatenate([chosen, np.arange(rows.start, rows.stop)])
-        if len(keys) > n_clusters:
-            least = np.argpartition(keys, n_clusters - 1)[:n_clusters]
-            keys, chosen = keys[least], chosen[least]
+        chosen = np.concatenate([chosen, points.ranks.start + np.arange(rows.start, rows.stop)])
+        keys, chosen = _least(keys, chosen, n_clusters)
+    parts = points.ranks.objects((keys, chosen, n))
+    keys, chosen = (np.concatenate(found) for found in list(zip(*parts, strict=True))[:2])
+    keys, chosen = _least(keys, chosen, n_clusters)
+    n = sum(part[2] for part in parts)
     if points.weight is not None and n < n_clusters:
         raise ValueError(
             f"sample_weight: got {n} weights above 0; init='random' takes"
@@ -92,19 +93,19 @@ def scalable(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
     with the weight of the rows nearest to it, are then clustered: some passes over the data in the
     place of K.
     """
-    found = points.take(Draw(points.weight, len(points))(1, rng))
+    found = points.take(_draw(points, None, 1, rng))
     nearest = points.assign(found).sq_dist
     n_rounds = 0
     while n_rounds < ROUNDS or len(found) < n_clusters:
         if not 0 < (phi := points.total(nearest)) < np.inf:
             break
         parts = []
-        for rows, values in nearest.blocks():
-            potential = points.weighted(values, rows).cpu().double().numpy()
+        for rows, u in _numbers(points, rng.random_sample):
+            potential = points.weighted(nearest[rows], rows).cpu().double().numpy()
             chance = OVERSAMPLING * n_clusters * potential / phi
-            parts.append(rows.start + np.flatnonzero(rng.random_sample(len(chance)) < chance))
+            parts.append(points.ranks.start + rows.start + np.flatnonzero(u < chance))
         n_rounds += 1
-        if len(drawn := np.concatenate(parts)):
+        if len(drawn := np.concatenate(points.ranks.objects(np.concatenate(parts)))):
             more = points.take(drawn)
             for rows, _, sq_dist in points.nearest(more):
                 nearest[rows] = torch.minimum(nearest[rows], sq_dist)
@@ -122,18 +123,52 @@ SEEDINGS: dict[str, Callable[[Points, int, RandomState], Tensor]] = {
 }
 
 
-def _drawn_by(points: Points, values: Column, size: int, rng: RandomState) -> Array:
-    """Numbers (size,) of rows, drawn in proportion to their weights times these values."""
-    blocks = [(rows, total(points.weighted(found, rows))) for rows, found in values.blocks()]
-    ends = np.cumsum([share for _, share in blocks])
+def _numbers(points: Points, sample: Callable[[int], Array]) -> Iterator[tuple[slice, Array]]:
+    """Block by block a random number for each row: (which rows, their numbers).
+
+    Each process draws those of all rows, so that they do not depend on who holds which.
+    """
+    ranks = points.ranks
+    for start in range(0, ranks.total, BLOCK_ROWS):
+        numbers = sample(min(BLOCK_ROWS, ranks.total - start))
+        own = ranks.own(slice(start, start + len(numbers)))
+        first = ranks.start + own.start - start
+        yield own, numbers[first : first + own.stop - own.start]
+
+
+def _least(keys: Array, rows: Array, n: int) -> tuple[Array, Array]:
+    """The n least keys and their rows."""
+    if len(keys) <= n:
+        return keys, rows
+    least = np.argpartition(keys, n - 1)[:n]
+    return keys[least], rows[least]
+
+
+def _draw(points: Points, values: Column | None, size: int, rng: RandomState) -> Array:
+    """Numbers (size,) of rows, drawn in proportion to their weights times these values, if any."""
+    if values is None and points.weight is None:
+        return Draw(None, points.ranks.total)(size, rng)
+
+    def weights_of(rows: slice) -> Tensor:
+        if values is not None:
+            return points.weighted(values[rows], rows)
+        assert points.weight is not None
+        return points.weight[rows]
+
+    starts = range(0, len(points), BLOCK_ROWS)
+    blocks = [slice(start, min(start + BLOCK_ROWS, len(points))) for start in starts]
+    shares = points.ranks.objects([total(weights_of(rows)) for rows in blocks])
+    before = sum(map(len, shares[: points.ranks.rank]))
+    ends = np.cumsum([share for part in shares for share in part])
     place = rng.random_sample(size) * ends[-1]
-    within = np.minimum(np.searchsorted(ends, place, side="right"), len(blocks) - 1)
-    drawn = np.empty(size, np.int64)
-    for number in np.unique(within):
-        rows, share = blocks[number]
+    within = np.minimum(np.searchsorted(ends, place, side="right"), len(ends) - 1)
+    drawn = np.zeros(size, np.int64)
+    for number, rows in enumerate(blocks, before):
         here = within == number
-        with np.errstate(invalid="ignore"):  # sums past the type's range
-            u = (place[here] - (ends[number] - share)) / share
-        weights = points.weighted(values[rows], rows)
-        drawn[here] = rows.start + Draw(weights, len(weights)).at(u)
-    return drawn
+        if here.any():
+            share = shares[points.ranks.rank][number - before]
+            with np.errstate(invalid="ignore"):  # sums past the type's range
+                u = (place[here] - (ends[number] - share)) / share
+            weights = weights_of(rows)
+            drawn[here] = points.ranks.start + rows.start + Draw(weights, len(weights)).at(u)
+    return points.ranks.add(torch.from_numpy(drawn)).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ class Start:
     backend: str
 
     def __call__(self, run: Run, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Centroids (K, D) and labels (N,) of embeddings z (N, D)."""
+        """Centroids (K, D) and labels (n,) of embeddings z (n, D), this process's rows."""
         best = -math.inf
         # Codes have clusters of any form. Embeddings that a clustering has trained have tight ones,
         # some of hardly a width in some directions, which are then all that a Gaussian counts.
@@ -52,8 +53,10 @@ class Start:
                 n_init=1,
                 random_state=run.seed("k-means"),
                 backend=self.backend,
-            ).fit(z)
-            score = gaussian_likelihood(z, kmeans.labels_) if gaussian else -kmeans.inertia_
+            ).fit(run.shared(z))
+            score = -kmeans.inertia_
+            if gaussian:
+                score = gaussian_likelihood(z, kmeans.labels_, self.n_clusters, run.sum)
             if score > best:
                 best = score
                 centroids, labels = kmeans.cluster_centers_, kmeans.labels_
@@ -102,7 +105,11 @@ def fit_mixture(z: Tensor, labels: Tensor, n_clusters: int, backend: str = "auto
 
 def variance_floor(z: Tensor) -> float:
     """The least variance of a cluster: of few rows, flat in some direction, it has none."""
-    return max(1e-3 * float(z.double().var(0, correction=0).mean()), torch.finfo(z.dtype).tiny)
+    return _floor(z.double().var(0, correction=0), z.dtype)
+
+
+def _floor(variances: Tensor, dtype: torch.dtype) -> float:
+    return max(1e-3 * float(variances.mean()), torch.finfo(dtype).tiny)
 
 
 def within_variances(z: Tensor, centroids: Tensor, labels: Tensor, **options: Any) -> Tensor:
@@ -116,20 +123,38 @@ def within_variances(z: Tensor, centroids: Tensor, labels: Tensor, **options: An
     return squares / n.clamp_min(1).unsqueeze(1)
 
 
-def gaussian_likelihood(z: Tensor, labels: np.ndarray[Any, Any]) -> float:
+def gaussian_likelihood(
+    z: Tensor,
+    labels: np.ndarray[Any, Any],
+    n_clusters: int,
+    add: Callable[[Tensor], Tensor] = Tensor.double,
+) -> float:
     """How well K Gaussians, one a cluster, explain the embedding: to tell ends of k-means apart.
 
     sum_j n_j/N (log(n_j/N) - 1/2 log det C_j), C_j the covariance of cluster j: the classification
     likelihood of Celeux and Govaert (1992), but for constants. A cluster that joins two classes has
     a large determinant whichever way it lies, which inertia, blind to shape, hardly sees.
+
+    Args:
+        z: Embeddings (n, D), of this process's rows.
+        labels: Their clusters (n,).
+        n_clusters: K.
+        add: Gives the sum of a tensor over all processes.
     """
     z = z.double().cpu()
-    ridge = variance_floor(z) * torch.eye(z.shape[1], dtype=z.dtype)
+
+    def moments(rows: Tensor) -> tuple[int, Tensor]:
+        """How many rows there are, and their covariance (D, D)."""
+        n = int(add(torch.tensor(len(rows))))
+        centred = rows - add(rows.sum(0)) / n
+        return n, add(centred.T @ centred) / n
+
+    n_rows, whole = moments(z)
+    ridge = _floor(whole.diagonal(), z.dtype) * torch.eye(z.shape[1], dtype=z.dtype)
     total = 0.0
-    for label in np.unique(labels):
-        rows = z[torch.from_numpy(labels == label)]
-        centred = rows - rows.mean(0)
-        covariance = centred.T @ centred / len(rows) + ridge
-        share = len(rows) / len(z)
-        total += share * (math.log(share) - float(torch.logdet(covariance)) / 2)
+    for label in range(n_clusters):
+        n, covariance = moments(z[torch.from_numpy(labels == label)])
+        if n:
+            share = n / n_rows
+            total += share * (math.log(share) - float(torch.logdet(covariance + ridge)) / 2)
     return total

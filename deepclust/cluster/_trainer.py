@@ -33,10 +33,13 @@ from deepclust import _files
 from deepclust.cluster._data import Rows
 from deepclust.cluster._graphs import Capture, Graphs
 from deepclust.cluster._half import HalfWeights
+from deepclust.cluster._order import generator, shared_order
+from deepclust.distributed import Shard
 from deepclust.functional import Head, Snapshot
 from deepclust.losses import Schedule, weight_at
 
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints of a run that nobody interrupts
+ASK_EVERY = 10  # updates between two questions of several processes whether one is interrupted
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,13 @@ class Batch:
 
     Attributes:
         x: Rows (n, D).
-        idx: Their numbers (n,) in the whole data, on the device; a slice where they are
-            consecutive, unless the step is captured.
+        idx: Their numbers (n,) among the rows of this process, on the device; a slice where they
+            are consecutive, unless the step is captured.
         y: Their labels (n,), -1 where there is none.
         view: Another view of the rows (n, D), from Stage.augment.
         companions: The rows (n, m, D) that Stage.companions names for them.
         companion_weights: What it gives with them (n, m).
+        n_shared: Rows of the batch in all processes, where several share the data.
     """
 
     x: Tensor
@@ -76,6 +80,7 @@ class Batch:
     view: Tensor | None = None
     companions: Tensor | None = None
     companion_weights: Tensor | None = None
+    n_shared: int | None = None
 
 
 Losses = Callable[["Run", Batch], tuple[dict[str, Tensor], Any]]
@@ -144,6 +149,14 @@ class Stage:
 class Method(torch.nn.Module, ABC):
     """Networks, head and buffers of a deep clustering method; no loops."""
 
+    # Tensors in run.state with a row for each row of the data, of which each process has its own;
+    # Snapshots are such too.
+    row_state: tuple[str, ...] = ()
+
+    def why_alone(self) -> str | None:
+        """Why several processes cannot train it; None where they can."""
+        return f"{type(self).__name__} takes all rows in one process"
+
     @abstractmethod
     def stages(self) -> list[Stage]:
         """What is trained, in order."""
@@ -192,7 +205,7 @@ class Run:
 
     def __init__(self, method: Method, rows: Rows, settings: Settings) -> None:
         self.method, self.settings = method, settings
-        self._rows = rows
+        self._rows, self._ranks = rows, rows.ranks
         self.state: dict[str, Any] = {}
         self.history: dict[str, list[tuple[int, float]]] = {}
         self.reasons: dict[str, str] = {}
@@ -202,6 +215,7 @@ class Run:
         self._begun = False
         self._permutation: Tensor | None = None
         self._moved_permutation: Tensor | None = None  # the same on the device
+        self._places: Tensor | None = None  # of its rows in the order of all processes' rows
         self._position = 0
         self._generators: dict[str, torch.Generator] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -236,18 +250,31 @@ class Run:
         return self.in_updates(self.stage.length)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._ranks.total
 
     def take(self, idx: slice | Tensor) -> Tensor:
-        """Rows (n, D) by number, in float32 on the device."""
-        return self._rows.take(idx)
+        """Rows (n, D) by number in the whole data, in float32 on the device."""
+        return self._rows.pick(idx)
+
+    def pick(self, values: Tensor, numbers: Tensor) -> Tensor:
+        """What there is for rows (m,) by number in the whole data, of values (n, ...) for rows."""
+        return self._ranks.pick(numbers, values.__getitem__)
+
+    def gather(self, values: Tensor) -> Tensor | None:
+        """Values (N, ...) for all rows, in the first process, of values (n, ...) for those here."""
+        whole = self._ranks.gather(values)
+        return whole if self._ranks.rank == 0 else None
 
     def rows(self) -> Iterator[tuple[slice, Tensor]]:
-        """All rows, block by block and in order."""
+        """The rows of this process, block by block and in order."""
         return self._rows.blocks()
 
+    def shared(self, values: Tensor) -> Any:
+        """Values (n, D) for this process's rows as an X: a Shard where processes share data."""
+        return Shard(values, self._ranks.group) if self._rows.is_shared else values
+
     def map(self, function: Callable[[Tensor], Tensor], out: Any = None) -> Any:
-        """`function` of all rows, block by block, in evaluation mode and without gradients.
+        """`function` of this process's rows, block by block, in evaluation mode, without gradients.
 
         `out` may be an array or memory map (N, ...) that is filled; by default a tensor is made.
         """
@@ -255,14 +282,12 @@ class Run:
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in float64."""
-        return values.double()
+        return self._ranks.sum(values)
 
     def rng(self, name: str) -> torch.Generator:
         """A generator of this run's own for each purpose; its state is kept in checkpoints."""
         if name not in self._generators:
-            sequence = np.random.SeedSequence([self.settings.seed, zlib.crc32(name.encode())])
-            seed = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
-            self._generators[name] = torch.Generator().manual_seed(seed)
+            self._generators[name] = generator(self.settings.seed, zlib.crc32(name.encode()))
         return self._generators[name]
 
     def seed(self, name: str) -> int:
@@ -332,7 +357,7 @@ class Run:
             initial=self.update,
             desc=stage.name,
             unit="update",
-            disable=not (self.settings.progress and total),
+            disable=not (self.settings.progress and total and self._ranks.rank == 0),
         ) as bar:
             while True:
                 if not self.refreshed and self._refresh_is_due():
@@ -348,9 +373,10 @@ class Run:
                 if self.update % read_every == 0:
                     self._read_log()
                     self._show(bar)
-                    if time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:
+                    if self._any(time.monotonic() - self._saved_at > CHECKPOINT_SECONDS):
                         self.save_checkpoint()
-                self._pause_if(interrupt)
+                if self._ranks.size == 1 or self.update % ASK_EVERY == 0:
+                    self._pause_if(interrupt)
         self._read_log()
         self.reasons[stage.name] = reason
         if not self.refreshed:
@@ -406,6 +432,8 @@ class Run:
             losses, aux = self._gradients(phase, batch, weights)
         else:
             losses, aux = self._replayed_gradients(self._graphs, phase, batch, weights)
+        if batch.n_shared is not None:
+            losses = self._shared_gradients(phase, batch, losses)
         for name, value in losses.items():
             self.log(name, value)
         # Not in the graph, where the learning rate would be fixed: fused, it is a launch or two.
@@ -433,6 +461,29 @@ class Run:
         loss.backward(inputs=self._half_weights.inputs(self._parameters(phase)))
         return losses, aux
 
+    @torch.no_grad()
+    def _shared_gradients(
+        self, phase: Phase, batch: Batch, losses: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The losses of the whole batch; gradients and losses are added in one all-reduce.
+
+        They are means over rows: that of the whole is the sum of the parts' by their shares.
+        """
+        assert batch.n_shared is not None
+        inputs = self._half_weights.inputs(self._parameters(phase))
+        parts = [parameter.grad for parameter in inputs if parameter.grad is not None]
+        parts += [value.detach() for value in losses.values()]
+        flat = torch.cat([part.flatten().float() for part in parts])
+        if len(batch.x):
+            flat *= len(batch.x) / batch.n_shared
+        else:
+            flat.zero_()  # a mean over no rows may be NaN
+        pieces = self._ranks.add(flat).split([part.numel() for part in parts])
+        n = len(parts) - len(losses)
+        for part, piece in zip(parts[:n], pieces[:n], strict=True):
+            part.copy_(piece.view(part.shape))
+        return {name: piece.squeeze() for name, piece in zip(losses, pieces[n:], strict=True)}
+
     def _replayed_gradients(
         self, graphs: Graphs, phase: Phase, batch: Batch, weights: dict[str, float]
     ) -> tuple[dict[str, Tensor], Any]:
@@ -441,7 +492,8 @@ class Run:
         parameters = self._parameters(phase)
 
         def step(inputs: dict[str, Tensor]) -> Any:
-            static = Batch(**{name: inputs[name] for name in fields})
+            static_fields: dict[str, Any] = {name: inputs[name] for name in fields}
+            static = Batch(**static_fields)
             losses, aux = self._gradients(
                 phase, static, {name: inputs[f"weight of {name}"] for name in weights}
             )
@@ -466,18 +518,26 @@ class Run:
             self.epoch += 1
         which = slice(self._position, min(self._position + self.settings.batch_size, n))
         self._position = which.stop
-        idx: slice | Tensor = which
-        numbers: slice | Tensor = which
-        if stage.order == "shuffle":
+        idx: slice | Tensor
+        numbers: slice | Tensor
+        if stage.order == "sequential":
+            idx = numbers = self._ranks.own(which)
+        else:
             if self._permutation is None:
-                self._permutation = torch.randperm(n, generator=self.rng("batches"))
-                self._moved_permutation = None
+                self._permute()
+            assert self._permutation is not None
             if self._moved_permutation is None:
                 # Once a pass: moving the numbers of each batch would hold up the host each time.
                 self._moved_permutation = self._permutation.to(self.device, non_blocking=True)
-            idx = self._moved_permutation[which]
-            numbers = idx if self._rows.on_device else self._permutation[which]
-        batch = Batch(self.take(numbers), idx)
+            places = which
+            if self._places is not None:
+                ends = torch.tensor([which.start, which.stop])
+                places = slice(*torch.searchsorted(self._places, ends).tolist())
+            idx = self._moved_permutation[places]
+            numbers = idx if self._rows.on_device else self._permutation[places]
+        batch = Batch(self._rows.take(numbers), idx)
+        if self._ranks.size > 1:
+            batch.n_shared = which.stop - which.start
         if self.settings.y is not None:
             batch.y = self.settings.y[idx]
         if stage.augment is not None:
@@ -486,6 +546,15 @@ class Run:
             numbers, batch.companion_weights = stage.companions(self, idx)
             batch.companions = self.take(numbers.flatten()).unflatten(0, numbers.shape)
         return batch
+
+    def _permute(self) -> None:
+        """The order of this process's rows in the present pass."""
+        if self._rows.is_shared:
+            seed = (self.settings.seed, self.stage_index, self.epoch)
+            self._places, self._permutation = shared_order(self._ranks, *seed)
+        else:
+            self._permutation = torch.randperm(len(self), generator=self.rng("batches"))
+        self._moved_permutation = None
 
     def _make_optimizers(self) -> None:
         for phase in self.stage.phases:
@@ -522,18 +591,27 @@ class Run:
     # Checkpoints.
 
     def _pause_if(self, interrupt: _Interrupt) -> None:
-        if interrupt.asked:
+        if self._any(interrupt.asked):
             self.save_checkpoint()
             raise KeyboardInterrupt
 
+    def _any(self, asked: bool) -> bool:
+        """Whether this is so in any process; all of them ask at the same update."""
+        return asked if self._ranks.size == 1 else bool(self.sum(torch.tensor(float(asked))))
+
     def save_checkpoint(self) -> None:
-        """Write the whole run to settings.checkpoint, atomically; without a path, do nothing."""
+        """Write the whole run to settings.checkpoint, atomically; without a path, do nothing.
+
+        Several processes do so together, and the first one writes.
+        """
         self._saved_at = time.monotonic()
         if self.settings.checkpoint is not None:
-            _files.save_tree(self.settings.checkpoint, self.state_dict(), kind="checkpoint")
+            tree = self.state_dict()
+            if self._ranks.rank == 0:
+                _files.save_tree(self.settings.checkpoint, tree, kind="checkpoint")
 
     def state_dict(self) -> dict[str, Any]:
-        """The run as a tree of tensors and plain values."""
+        """The run as a tree of tensors and plain values; in the first process, that of all rows."""
         return {
             "identity": self.settings.identity,
             "data": self._rows.fingerprint(),
@@ -543,12 +621,13 @@ class Run:
             "total_updates": self.total_updates,
             "begun": self._begun,
             "refreshed": self.refreshed,
-            "permutation": self._permutation,
+            # What several processes share is made anew from the seed, whoever they are then.
+            "permutation": None if self._rows.is_shared else self._permutation,
             "position": self._position,
             "method": dict(self.method.state_dict()),
             "optimizers": {name: o.state_dict() for name, o in self._optimizers.items()},
             "schedulers": {name: s.state_dict() for name, s in self._schedulers.items()},
-            "state": {name: _to_tree(value) for name, value in self.state.items()},
+            "state": {name: self._to_tree(name, value) for name, value in self.state.items()},
             "generators": {name: g.get_state() for name, g in self._generators.items()},
             "torch_rng": self._torch_rng or self._present_torch_rng(),
             "pending": {name: [total, count] for name, (total, count) in self._pending.items()},
@@ -570,7 +649,7 @@ class Run:
         self._begun, self._permutation = tree["begun"], tree["permutation"]
         self._moved_permutation, self._position = None, tree["position"]
         self.method.load_state_dict(tree["method"])
-        self.state = {name: _from_tree(value, self.device) for name, value in tree["state"].items()}
+        self.state = {name: self._from_tree(name, value) for name, value in tree["state"].items()}
         for name, state in tree["generators"].items():
             self.rng(name).set_state(state)
         if self._begun:
@@ -581,6 +660,28 @@ class Run:
                 scheduler.load_state_dict(tree["schedulers"][name])
         self._pending = {name: (total, count) for name, (total, count) in tree["pending"].items()}
         self._torch_rng = tree["torch_rng"]
+
+    def _to_tree(self, name: str, value: Any) -> Any:
+        if isinstance(value, Snapshot):
+            tensors = [self._ranks.gather(value.z), *value.tensors[1:]]
+            return {"__snapshot__": {"form": value.form, "tensors": tensors}}
+        return self._ranks.gather(value) if name in self.method.row_state else value
+
+    def _from_tree(self, name: str, value: Any) -> Any:
+        if isinstance(value, dict) and "__snapshot__" in value:
+            state = value["__snapshot__"]
+            z, *others = state["tensors"]
+            tensors = [tensor.to(self.device) for tensor in (self._part(z), *others)]
+            return Snapshot.from_state_dict({**state, "tensors": tensors})
+        if name in self.method.row_state:
+            value = self._part(value)
+        return value.to(self.device) if isinstance(value, Tensor) else value
+
+    def _part(self, values: Tensor) -> Tensor:
+        """What belongs to this process's rows, of values (N, ...) for all rows."""
+        if self._ranks.size == 1:
+            return values
+        return values[self._ranks.start : self._ranks.stop].clone()
 
     def _present_torch_rng(self) -> dict[str, Tensor]:
         states = {"cpu": torch.get_rng_state()}
@@ -596,6 +697,11 @@ class Run:
             if "cuda" in self._torch_rng and self.device.type == "cuda":
                 torch.cuda.set_rng_state(self._torch_rng["cuda"], self.device)
         self._torch_rng = None
+        if self._ranks.rank:
+            # Dropout and views of each process are its own; those of the first are in checkpoints.
+            own = (self.settings.seed, self._ranks.rank, self.total_updates)
+            torch.manual_seed(generator(*own, 0).initial_seed())
+            self._generators["augment"] = generator(*own, 1)
 
 
 def map_rows(
@@ -644,18 +750,6 @@ class _Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-
-
-def _to_tree(value: Any) -> Any:
-    return {"__snapshot__": value.state_dict()} if isinstance(value, Snapshot) else value
-
-
-def _from_tree(value: Any, device: torch.device) -> Any:
-    if isinstance(value, dict) and "__snapshot__" in value:
-        state = value["__snapshot__"]
-        tensors = [tensor.to(device) for tensor in state["tensors"]]
-        return Snapshot.from_state_dict({**state, "tensors": tensors})
-    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _compare(what: str, saved: dict[str, Any], present: dict[str, Any]) -> None:

@@ -58,6 +58,7 @@ class Hardening(Centroids):
     tol: float = 1e-3
 
     name = "kl"
+    is_shareable = True
 
     def __post_init__(self) -> None:
         as_length("update_interval", self.update_interval, 1)

@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
 from torch import Tensor
 
 from deepclust.cluster._centroids import CentroidEstimator
@@ -98,7 +97,8 @@ class KMeans(CentroidEstimator):
         Args:
             X: Rows (N, D): an array, scipy sparse array, or tensor on any device; or, read block by
                 block, a memory map, the path of a `.npy` file, or an iterable of blocks (n, D) that
-                starts anew with each iter(), such as a list of arrays.
+                starts anew with each iter(), such as a list of arrays. Or a `distributed.Shard` of
+                rows: then labels_ are of this process's rows, and all else is the same in all.
             y: Not used; there for scikit-learn's conventions.
             sample_weight: Weights (N,), by default all 1.
 
@@ -117,10 +117,10 @@ class KMeans(CentroidEstimator):
         """
         X = opened(X)
         points = self._points(X, sample_weight, reset=True)
+        rng = self._shared_rng(points)
         self._check_parameters(points, n_drawn=10)
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm: got {self.algorithm!r}; it takes {either(ALGORITHMS)}")
-        rng = check_random_state(self.random_state)
         best: Fit | None = None
         latest: list[tuple[Tensor, int]] = []
 
@@ -150,7 +150,8 @@ class KMeans(CentroidEstimator):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        if (n_found := best.labels.n_distinct(self.n_clusters)) < self.n_clusters:
+        counts = points.ranks.sum(best.labels.counts(self.n_clusters))
+        if (n_found := int((counts > 0).sum())) < self.n_clusters:
             warnings.warn(
                 f"Number of distinct clusters ({n_found}) found smaller than n_clusters"
                 f" ({self.n_clusters}). Possibly due to duplicate points in X.",

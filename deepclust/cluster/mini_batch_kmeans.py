@@ -18,6 +18,7 @@ from deepclust.cluster._checks import check_at_least_zero, check_integer
 from deepclust.cluster._data import opened
 from deepclust.cluster._lloyd import means
 from deepclust.cluster._points import Points, total
+from deepclust.distributed import Shard
 
 
 class MiniBatchKMeans(CentroidEstimator):
@@ -125,7 +126,7 @@ class MiniBatchKMeans(CentroidEstimator):
             OSError: If a file cannot be read, or labels that are kept in one cannot be written.
             KeyboardInterrupt: After Ctrl-C; the centroids are kept, as they are after any error.
         """
-        X = opened(X)
+        X = opened(_unshared(X))
         points = self._points(X, sample_weight, reset=True)
         self._check_parameters(points, n_drawn=3)
         rng = check_random_state(self.random_state)
@@ -170,7 +171,7 @@ class MiniBatchKMeans(CentroidEstimator):
         """
         first = not hasattr(self, "cluster_centers_")
         dtype = None if first else torch.from_numpy(self.cluster_centers_).dtype
-        points = self._points(X, sample_weight, reset=first, dtype=dtype)
+        points = self._points(_unshared(X), sample_weight, reset=first, dtype=dtype)
         if not hasattr(self, "_random_state"):
             self._random_state = check_random_state(self.random_state)
         if first:
@@ -276,6 +277,14 @@ class MiniBatchKMeans(CentroidEstimator):
         labels, sq_dist = points.assign(self._fitted(points))
         self.labels_ = labels.array()
         self.inertia_ = self._inertia(points.total(sq_dist))
+
+
+def _unshared(X: Any) -> Any:
+    if isinstance(X, Shard):
+        raise TypeError(
+            "X: got a Shard; MiniBatchKMeans takes all rows in one process; KMeans takes it"
+        )
+    return X
 
 
 class _State:

@@ -45,6 +45,7 @@ class Reconstruction(Regulariser):
 
     name = "reconstruction"
     decodes = True
+    is_shareable = True
 
     def __post_init__(self) -> None:
         if self.per not in ("element", "row"):
@@ -229,6 +230,7 @@ class SelfAugmentation(Regulariser):
     similarity: str = "target"
 
     name = "self-augmentation"
+    is_shareable = True
 
     def __post_init__(self) -> None:
         if self.transform != "auto" and not callable(self.transform):
