@@ -21,12 +21,14 @@ from scipy import sparse
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
-from deepclust.cluster import DCN, DEC, IDEC, KMeans, MiniBatchKMeans
+from deepclust.cluster import DCN, DEC, IDEC, KMeans, MiniBatchKMeans, _lloyd
 from deepclust.cluster._order import STRETCHES, shared_order
 from deepclust.cluster._trainer import Run
 from deepclust.cluster.interventions import CollapseGuard
 from deepclust.cluster.regularisers import Balance, SelfAugmentation
 from deepclust.distributed import Ranks, Shard, shard, start
+from deepclust.kernels.kmeans_assign.op import Following
+from tests.cases import backends_for
 from tests.ranks import ENDED, on_ranks
 
 SIZES = (1, 2, 4)
@@ -249,6 +251,32 @@ def test_kmeans_is_that_of_one_process(settings, weigh):
             np.testing.assert_array_equal(result.centroids, results[0].centroids)
         np.testing.assert_allclose(results[0].about, one.about, rtol=1e-6)
         np.testing.assert_allclose(results[0].centroids, one.centroids, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(joined(results), one.labels)
+
+
+def followed(cuts):
+    with pytest.MonkeyPatch.context() as patch:
+        calls, to = [], Following.to
+        patch.setattr(_lloyd._Passes, "FEW", 0.5)
+        patch.setattr(Following, "to", lambda self, c: (calls.append(c), to(self, c)))
+        model = KMeans(20, init="random", tol=0.0, random_state=0, backend="cpp")
+        model.fit(Shard(own(cuts, WIDE)))
+    return SimpleNamespace(
+        labels=model.labels_, about=(model.inertia_, model.n_iter_), n_calls=len(calls)
+    )
+
+
+WIDE = np.random.default_rng(0).standard_normal((400, 24)).astype(np.float32)
+
+
+@pytest.mark.skipif("cpp" not in backends_for("kmeans_assign"), reason="no extension")
+def test_kmeans_that_follows_its_centroids():
+    (one,) = on_ranks(1, followed, [0, 400])
+    for cuts in ([0, 200, 400], [0, 0, 10, 10, 400]):
+        results = on_ranks(len(cuts) - 1, followed, cuts)
+        assert results[0].n_calls > 3
+        assert len({result.n_calls for result in results}) == 1
+        np.testing.assert_allclose(results[0].about, one.about, rtol=1e-6)
         np.testing.assert_array_equal(joined(results), one.labels)
 
 

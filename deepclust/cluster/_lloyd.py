@@ -96,6 +96,8 @@ class _Passes:
         self._x = points.in_memory if points.weight is None else None
         if self._x is not None and not Following.runs(self._x, points.backend):
             self._x = None
+        if self._over_all(self._x is None) > 0:  # all processes follow, or none
+            self._x = None
         self._following: Following | None = None
         self._labels: Tensor | None = None
         self._sums, self._counts = torch.empty(0), torch.empty(0)
@@ -109,8 +111,8 @@ class _Passes:
         if self._x is not None and found.nearest is not None:
             labels = found.nearest.labels[: len(self._points)]
             if self._labels is not None:
-                n_changed = int(torch.count_nonzero(labels != self._labels))
-                if n_changed < self.FEW * len(labels):
+                n_changed = self._over_all(int(torch.count_nonzero(labels != self._labels)))
+                if n_changed < self.FEW * self._points.ranks.total:
                     options = labels.clone(), self._points.backend
                     self._following = Following(self._x, centroids, *options)
                     self._sums, self._counts = found.sums, found.counts
@@ -134,11 +136,15 @@ class _Passes:
         self._following.to(centroids)
         after = self._following.labels
         changed = torch.nonzero(after != before).squeeze(1)
-        x = self._x[changed]
-        for labels, sign in ((after, 1), (before, -1)):
-            part = label_sums(x, labels[changed], len(centroids), None, self._points.backend)
-            self._sums = self._sums + sign * part[0]
-            self._counts = self._counts + sign * part[1]
+        x, k, ranks = self._x[changed], len(centroids), self._points.ranks
+        more = label_sums(x, after[changed], k, None, self._points.backend)
+        less = label_sums(x, before[changed], k, None, self._points.backend)
+        self._sums = self._sums + ranks.sum(more[0] - less[0])
+        self._counts = self._counts + ranks.sum(more[1] - less[1])
+
+    def _over_all(self, number: int) -> int:
+        """The sum of a number over all processes."""
+        return int(self._points.ranks.sum(torch.tensor(number)))
 
 
 def means(sums: Tensor, counts: Tensor, centroids: Tensor, *, unit: bool) -> Tensor:
