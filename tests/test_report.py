@@ -50,6 +50,12 @@ class FakeRun:
     def __len__(self) -> int:
         return len(self.x)
 
+    def pick(self, values: Tensor, numbers: Tensor) -> Tensor:
+        return values[numbers]
+
+    def gather(self, values: Tensor) -> Tensor:
+        return values
+
     def take(self, rows: Tensor) -> Tensor:
         return self.x[rows]
 
