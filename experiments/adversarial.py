@@ -127,8 +127,8 @@ border, and such draws fall on the other side, too. An encoder that puts rows th
 tell from them, the next Gaussian is wider, and embeddings spread, at last over the borders that
 the autoencoder had found. With `clusters="mixture"` draws are from the density that was fitted,
 whose shares overlap; there the embeddings draw together, and accuracy stays where it came to.
-ABC's distance can only draw rows to their mean. Where the spread rises above 1, stop earlier, or
-take the mixture.
+ABC's distance can only draw rows to their mean. Where the spread rises far above 1, which a
+warning tells, stop earlier, or take the mixture.
 """
 
 

@@ -319,6 +319,14 @@ def test_centres_without_noise_are_told_from_any_density(rows):
     assert blurred.history_["cluster/jsd"][-1][1] < 0.5 * math.log(2)
 
 
+def test_embeddings_that_spread_are_reported(rows):
+    run, method, _ = begun(rows)
+    opponent = method.opponents["adversarial"]
+    opponent.scale.div_(2)  # as if the embeddings had grown to four times its variance
+    with pytest.warns(RuntimeWarning, match=r"embeddings is 4 of that at the start"):
+        run._refresh(None)
+
+
 def test_a_discriminator_that_diverges_is_reported(rows):
     run, _, _ = begun(rows)
     run.state["jsd"].fill_(-0.7)

@@ -35,7 +35,7 @@ UPDATES = ("non-saturating", "minimax")
 FLOOR = 1e-3
 # What is reported: a variance of the embeddings below this share of what it was, and an
 # estimate of the divergence this near log 2, its upper bound, or below a guess's by as much.
-COLLAPSED, SURE = 1e-2, 0.99
+COLLAPSED, SPREAD, SURE = 1e-2, 1.5, 0.99
 # Of the running mean of that estimate: some thirty updates.
 MEMORY = 0.97
 
@@ -286,6 +286,14 @@ class Adversarial(Clustering):
             f"the variance of the embeddings is {spread:.2g} of that at the start, or of the prior:"
             " they are collapsing to a point. Try a larger reconstruction_weight or a smaller"
             " cluster_lr",
+        )
+        _report(
+            run,
+            "spread",
+            spread > SPREAD,
+            f"the variance of the embeddings is {spread:.2g} of that at the start, or of the prior:"
+            " draws from the clusters push them apart, over the clusters' borders. Try fewer"
+            " updates, clusters='mixture' or a larger reconstruction_weight",
         )
         _report(
             run,
