@@ -63,9 +63,11 @@ struct Minima {
     IntLike<T> label[kPoints<T>];
 };
 
-// Folds the scores of one tile of centroids into the minima of a panel's points.
+// Folds the scores of one tile of centroids into the minima of a panel's points. Always inlined: a
+// call for each tile of a panel takes 3 % more instructions.
 template <bool kDirect, int kWidth, typename T>
-void fold_tile(const T* z, const PackedCentroids<T>& packed, int64_t tile, Minima<T>& minima) {
+inline __attribute__((always_inline)) void fold_tile(const T* z, const PackedCentroids<T>& packed,
+                                                     int64_t tile, Minima<T>& minima) {
     const int64_t d = packed.m.length;
     const T* const m = packed.m.tile(tile);
     Lanes<T> s[kWidth][kVectors];

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -339,7 +340,15 @@ class Interrupting(Anew):
         yield from self._blocks[3:]
 
 
-def test_after_ctrl_c_the_centroids_are_kept(X: np.ndarray, small: None) -> None:
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """Ctrl-C is heard, as in a terminal: a shell's background jobs begin with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_after_ctrl_c_the_centroids_are_kept(X: np.ndarray, small: None, terminal: None) -> None:
     options: dict[str, Any] = {"init": X[:9], "tol": 0.0}
     # One pass looks at the first block, one looks for NaN, then each iteration is one.
     km = KMeans(9, **options).fit(X)
@@ -357,7 +366,7 @@ def test_after_ctrl_c_the_centroids_are_kept(X: np.ndarray, small: None) -> None
     np.testing.assert_array_equal(km.predict(X), three.labels_)
 
 
-def test_after_ctrl_c_the_best_start_is_kept(X: np.ndarray, small: None) -> None:
+def test_after_ctrl_c_the_best_start_is_kept(X: np.ndarray, small: None, terminal: None) -> None:
     options: dict[str, Any] = {"init": "random", "random_state": 0, "tol": 0.0}
     one = KMeans(9, **options, n_init=1).fit(X)
     km = KMeans(9, **options, n_init=2)
@@ -367,7 +376,7 @@ def test_after_ctrl_c_the_best_start_is_kept(X: np.ndarray, small: None) -> None
     assert_same(km, one)
 
 
-def test_after_ctrl_c_mini_batches_are_kept(X: np.ndarray, small: None) -> None:
+def test_after_ctrl_c_mini_batches_are_kept(X: np.ndarray, small: None, terminal: None) -> None:
     options: dict[str, Any] = {"init": X[:9], "batch_size": 150, "max_no_improvement": None}
     made = MiniBatchKMeans(9, **options, max_iter=2)
     # Besides the two passes of a fit there is one that picks rows for the start.
