@@ -471,7 +471,7 @@ def test_resident_memory_does_not_grow_with_the_file(
 ) -> None:
     some = np.random.default_rng(0).normal(size=(1 << 16, 16)).astype(np.float32)  # 4 MB
     peaks = []
-    for copies in (10, 50):
+    for copies in (10, 100):
         path = tmp_path / f"{copies}.npy"
         with open(path, "wb") as file:
             form = {"descr": "<f4", "fortran_order": False, "shape": (len(some) * copies, 16)}
@@ -485,4 +485,6 @@ def test_resident_memory_does_not_grow_with_the_file(
         peaks.append(int(done.stdout.split()[-1]))
     # Two blocks of 16 MB, and what the kernels and the allocator have beside them.
     assert max(peaks) < 100 << 20, peaks
-    assert peaks[1] - peaks[0] < 16 << 20, peaks
+    # Whether a block is read while another is used is a matter of chance: two of them. The labels
+    # of the larger file would be 47 MB more.
+    assert peaks[1] - peaks[0] < 32 << 20, peaks
