@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from deepclust import _files
 from experiments.out_of_core import write_blobs
 from experiments.tables import HERE, settle
 
@@ -153,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "scale.md")
     args = parser.parse_args(argv)
     if args.measure:
-        args.results.write_text(json.dumps(measure(args.folder), indent=1) + "\n")
+        _files.write_text(args.results, json.dumps(measure(args.folder), indent=1) + "\n")
     measured = json.loads(args.results.read_text())
     return settle(args, page(measured), "experiments.scale")
 

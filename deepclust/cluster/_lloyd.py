@@ -96,7 +96,7 @@ class _Passes:
         self._x = points.in_memory if points.weight is None else None
         if self._x is not None and not Following.runs(self._x, points.backend):
             self._x = None
-        if self._over_all(self._x is None) > 0:  # all processes follow, or none
+        if points.over_all(self._x is None) > 0:  # all processes follow, or none
             self._x = None
         self._following: Following | None = None
         self._labels: Tensor | None = None
@@ -111,7 +111,7 @@ class _Passes:
         if self._x is not None and found.nearest is not None:
             labels = found.nearest.labels[: len(self._points)]
             if self._labels is not None:
-                n_changed = self._over_all(int(torch.count_nonzero(labels != self._labels)))
+                n_changed = self._points.over_all(int(torch.count_nonzero(labels != self._labels)))
                 if n_changed < self.FEW * self._points.ranks.total:
                     options = labels.clone(), self._points.backend
                     self._following = Following(self._x, centroids, *options)
@@ -124,7 +124,7 @@ class _Passes:
         if self._following is None:
             return self._points.assign(centroids)
         self._follow(centroids)
-        found = Nearest(self._points.column(torch.int64), self._points.column(self._points.dtype))
+        found = self._points.unfilled()
         rows = slice(0, len(self._points))
         found.labels[rows], found.sq_dist[rows] = self._following.labels, self._following.sq_dist()
         return found
@@ -141,10 +141,6 @@ class _Passes:
         less = label_sums(x, before[changed], k, None, self._points.backend)
         self._sums = self._sums + ranks.sum(more[0] - less[0])
         self._counts = self._counts + ranks.sum(more[1] - less[1])
-
-    def _over_all(self, number: int) -> int:
-        """The sum of a number over all processes."""
-        return int(self._points.ranks.sum(torch.tensor(number)))
 
 
 def means(sums: Tensor, counts: Tensor, centroids: Tensor, *, unit: bool) -> Tensor:

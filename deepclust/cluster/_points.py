@@ -198,6 +198,10 @@ class Points:
         """Room for a number for each row."""
         return Column(self._n, dtype, self.device, spill=not self.held)
 
+    def unfilled(self) -> Nearest:
+        """Room for the nearest centroid of each row, and its distance."""
+        return Nearest(self.column(torch.int64), self.column(self.dtype))
+
     def nearest(self, centroids: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Block by block: (which rows, their nearest centroids, squared distances to these)."""
         for rows, x in self.blocks():
@@ -205,27 +209,29 @@ class Points:
 
     def assign(self, centroids: Tensor) -> Nearest:
         """The same of all rows."""
-        found = Nearest(self.column(torch.int64), self.column(self.dtype))
+        found = self.unfilled()
         for rows, labels, sq_dist in self.nearest(centroids):
             found.labels[rows], found.sq_dist[rows] = labels, sq_dist
         return found
 
     def inertia(self, centroids: Tensor) -> float:
         """The weighted sum of these squared distances."""
-        return self._sum(
+        return self.over_all(
             sum(total(self.weighted(sq_dist, rows)) for rows, _, sq_dist in self.nearest(centroids))
         )
 
     def total(self, values: Column) -> float:
         """The weighted sum of values (N,)."""
-        return self._sum(sum(total(self.weighted(some, rows)) for rows, some in values.blocks()))
+        return self.over_all(
+            sum(total(self.weighted(some, rows)) for rows, some in values.blocks())
+        )
 
     def assign_and_update(self, centroids: Tensor) -> Pass:
         """What `assign` gives, where rows are held, and what `sums` gives of it, in one pass."""
         sums, counts = self._zeros(len(centroids), self.width), self._zeros(len(centroids))
         inertia, nearest = 0.0, None
         if self.held:
-            nearest = Nearest(self.column(torch.int64), self.column(self.dtype))
+            nearest = self.unfilled()
         for rows, x in self.blocks():
             weight = self._weight_of(rows)
             found = assign_and_update(x, centroids, weight, self.backend)
@@ -234,7 +240,7 @@ class Points:
             inertia += total(self.weighted(found[1], rows))
             sums += found[2]
             counts += found[3]
-        return Pass(self._sum(inertia), self.ranks.sum(sums), self.ranks.sum(counts), nearest)
+        return Pass(self.over_all(inertia), self.ranks.sum(sums), self.ranks.sum(counts), nearest)
 
     def sums(self, labels: Column, n_clusters: int) -> tuple[Tensor, Tensor]:
         """Weighted sums (K, D) and counts (K,) of the rows of each cluster, in float64."""
@@ -265,7 +271,7 @@ class Points:
     @property
     def mass(self) -> float:
         """The sum of the weights."""
-        return float(self.ranks.total) if self.weight is None else self._sum(total(self.weight))
+        return float(self.ranks.total) if self.weight is None else self.over_all(total(self.weight))
 
     def variance(self) -> float:
         """The mean of the columns' variances, each row counting the same."""
@@ -281,7 +287,7 @@ class Points:
     def _weight_of(self, rows: slice) -> Tensor | None:
         return None if self.weight is None else self.weight[rows]
 
-    def _sum(self, value: float) -> float:
+    def over_all(self, value: float) -> float:
         """The sum of a number over all processes."""
         if self.ranks.size == 1:
             return value
