@@ -44,7 +44,7 @@ _SINGLE = (np.float16, np.float32, torch.float16, torch.bfloat16, torch.float32)
 class Pass(NamedTuple):
     """What one pass over the rows finds for given centroids."""
 
-    inertia: float | None  # sum_i w_i ||x_i - mu_{labels_i}||^2, of rows that are not held
+    inertia: float | None  # sum_i w_i ||x_i - mu_{labels_i}||^2, unless distances tell it
     sums: Tensor  # (K, D) and
     counts: Tensor  # (K,), of the weighted rows of each cluster, in float64
     nearest: Nearest | None  # of rows that are held
@@ -243,6 +243,8 @@ class Points:
         inertia, nearest = 0.0, None
         if self.held:
             nearest = room or self.unfilled()
+        # Of processes some may hold their rows, and others not.
+        wanted = nearest is None or self.ranks.size > 1
         for rows, x in self.blocks():
             if nearest is not None:
                 labels, sq_dist = nearest.labels[rows], nearest.sq_dist[rows]
@@ -251,11 +253,11 @@ class Points:
                 sq_dist = torch.empty(len(x), dtype=self.dtype, device=self.device)
             weight = self._weight_of(rows)
             more = assign_and_update(x, centroids, weight, labels, sq_dist, self.backend)
-            if nearest is None:
+            if wanted:
                 inertia += total(self.weighted(sq_dist, rows))
             sums += more[0]
             counts += more[1]
-        found = None if self.held else self.over_all(inertia)
+        found = self.over_all(inertia) if wanted else None
         return Pass(found, self.ranks.sum(sums), self.ranks.sum(counts), nearest)
 
     def sums(self, labels: Column, n_clusters: int) -> tuple[Tensor, Tensor]:

@@ -237,7 +237,7 @@ class MiniBatchKMeans(CentroidEstimator):
 
     def _step(self, state: _State, batch: Points, rng: RandomState) -> float:
         """Move the centroids by one batch; its inertia before that, in squared distances."""
-        _, sums, counts, nearest = batch.assign_and_update(state.centroids)
+        inertia, sums, counts, nearest = batch.assign_and_update(state.centroids)
         sums += state.counts.unsqueeze(1) * state.centroids.double()
         state.counts = state.counts + counts
         state.centroids = means(sums, state.counts, state.centroids, unit=batch.unit)
@@ -245,8 +245,10 @@ class MiniBatchKMeans(CentroidEstimator):
         if bool((state.counts == 0).any()) or state.n_since_reassignment >= 10 * self.n_clusters:
             state.n_since_reassignment = 0
             self._reassign(state, batch, rng)
-        assert nearest is not None  # a batch is held
-        return batch.total(nearest.sq_dist)
+        if nearest is not None:
+            inertia = batch.total(nearest.sq_dist)
+        assert inertia is not None
+        return inertia
 
     def _reassign(self, state: _State, batch: Points, rng: RandomState) -> None:
         """Place centroids that got few rows on rows of the batch, at most half as many as it has.
