@@ -42,13 +42,15 @@ struct Grid {
 };
 
 // Blocks cut into parts with sums of their own, which are added up in order at the end: as many
-// parts as kPartsBytes hold, `fewest` at least, but no more than kParts and one a block.
+// parts as kPartsBytes hold, `fewest` at least, but no more than kParts, `worth` and one a block.
 struct Parts {
     int64_t n_blocks, count;
 
-    Parts(const Grid& grid, int64_t sums_each, int64_t fewest) : n_blocks(grid.n_blocks) {
+    Parts(const Grid& grid, int64_t sums_each, int64_t fewest, int64_t worth = kParts)
+        : n_blocks(grid.n_blocks) {
         const int64_t affordable = kPartsBytes / (sums_each * int64_t(sizeof(double)));
-        count = most(1, least(least(kParts, most(fewest, affordable)), n_blocks));
+        const int64_t parts = least(least(kParts, worth), most(fewest, affordable));
+        count = most(1, least(parts, n_blocks));
     }
     int64_t first(int64_t part) const { return part * n_blocks / count; }  // its first block
 };

@@ -30,6 +30,7 @@ namespace {
 constexpr int64_t kDirectWidth = 16;  // up to here finding sq_dist afterwards costs as much
 
 constexpr int64_t kFusedBytes = 64 << 10;  // of sums; larger ones take a pass of their own
+constexpr int64_t kNumbersPerSum = 64;     // that a part reads at least: its sums then cost little
 
 template <typename T>
 struct PackedCentroids {
@@ -282,7 +283,7 @@ BadRow assign(const KMeansAssign<T>& call, const Blocks& blocks) {
     // While a block is in cache: its rows go to the sums of its part.
     const WeightedRows<T> rows{call.x, call.n, call.d, call.k, call.labels, call.weight};
     const int64_t width = sums_width<T>(call.d), size = call.k * width;
-    const Parts parts(grid, size, 1);
+    const Parts parts(grid, size, 1, call.n * call.d / (kNumbersPerSum * size));
     const Buffer<double> sums(parts.count * size);
     std::memset(sums.get(), 0, static_cast<size_t>(parts.count * size) * sizeof(double));
     const BadRow found = for_each_with_memory<T>(

@@ -250,8 +250,9 @@ def test_one_pass_is_two(
     weight = weight if weighted else torch.ones_like(weight)
     for rows in (x, torch.stack([x, x], 2)[:, :, 0]):
         centroids = make_rows((shape[2], shape[1], 1), dtype, shift=0.1)[0]
-        labels, sq_dist, sums, counts = assign_and_update(rows, centroids, weight, backend)
         found = F.kmeans_assign(x, centroids, backend=backend)
+        labels, sq_dist = (torch.empty_like(value) for value in found)
+        sums, counts = assign_and_update(rows, centroids, weight, labels, sq_dist, backend)
         assert torch.equal(labels, found[0])
         assert torch.equal(sq_dist, found[1])
         exact = [as_numpy(value) for value in (x, labels, weight)]

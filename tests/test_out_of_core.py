@@ -379,9 +379,8 @@ def test_after_ctrl_c_the_best_start_is_kept(X: np.ndarray, small: None, termina
 def test_after_ctrl_c_mini_batches_are_kept(X: np.ndarray, small: None, terminal: None) -> None:
     options: dict[str, Any] = {"init": X[:9], "batch_size": 150, "max_no_improvement": None}
     made = MiniBatchKMeans(9, **options, max_iter=2)
-    # Besides the two passes of a fit there is one that picks rows for the start.
     with pytest.raises(KeyboardInterrupt):
-        made.fit(Interrupting(X, 3 + 2))
+        made.fit(Interrupting(X, 2 + 2))
     assert 10 <= made.n_steps_ < 20
     assert len(made.predict(X)) == N
 

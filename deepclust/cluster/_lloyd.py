@@ -53,7 +53,7 @@ def lloyd(
         inertia, sums, counts, nearest = passes.assign_and_update(centroids)
         if verbose:
             if inertia is None:
-                inertia = points.total(passes.assign(centroids).sq_dist)
+                inertia = points.total((nearest or passes.assign(centroids)).sq_dist)
             print(f"Iteration {n_iter - 1}, inertia {inertia:.6g}")
         empty = torch.nonzero(counts == 0).squeeze(1)
         if len(empty):
@@ -99,7 +99,9 @@ class _Passes:
         if points.over_all(self._x is None) > 0:  # all processes follow, or none
             self._x = None
         self._following: Following | None = None
-        self._labels: Tensor | None = None
+        # Of the last pass, and of the one before, whose room the next one takes.
+        self._last: Nearest | None = None
+        self._spare: Nearest | None = None
         self._sums, self._counts = torch.empty(0), torch.empty(0)
 
     def assign_and_update(self, centroids: Tensor) -> Pass:
@@ -107,16 +109,16 @@ class _Passes:
         if self._following is not None:
             self._follow(centroids)
             return Pass(None, self._sums, self._counts, None)
-        found = self._points.assign_and_update(centroids)
-        if self._x is not None and found.nearest is not None:
-            labels = found.nearest.labels[: len(self._points)]
-            if self._labels is not None:
-                n_changed = self._points.over_all(int(torch.count_nonzero(labels != self._labels)))
-                if n_changed < self.FEW * self._points.ranks.total:
-                    options = labels.clone(), self._points.backend
-                    self._following = Following(self._x, centroids, *options)
-                    self._sums, self._counts = found.sums, found.counts
-            self._labels = labels
+        found = self._points.assign_and_update(centroids, self._spare)
+        if self._x is not None and found.nearest is not None and self._last is not None:
+            rows = slice(0, len(self._points))
+            labels, last = found.nearest.labels[rows], self._last.labels[rows]
+            n_changed = self._points.over_all(int(torch.count_nonzero(labels != last)))
+            if n_changed < self.FEW * self._points.ranks.total:
+                options = labels.clone(), self._points.backend
+                self._following = Following(self._x, centroids, *options)
+                self._sums, self._counts = found.sums, found.counts
+        self._last, self._spare = found.nearest, self._last
         return found
 
     def assign(self, centroids: Tensor) -> Nearest:

@@ -44,7 +44,7 @@ _SINGLE = (np.float16, np.float32, torch.float16, torch.bfloat16, torch.float32)
 class Pass(NamedTuple):
     """What one pass over the rows finds for given centroids."""
 
-    inertia: float | None  # sum_i w_i ||x_i - mu_{labels_i}||^2, where it is known
+    inertia: float | None  # sum_i w_i ||x_i - mu_{labels_i}||^2, unless distances tell it
     sums: Tensor  # (K, D) and
     counts: Tensor  # (K,), of the weighted rows of each cluster, in float64
     nearest: Nearest | None  # of rows that are held
@@ -147,12 +147,20 @@ class Points:
     def batches(self, size: int, rng: np.random.RandomState) -> Iterator[Points]:
         """Batches of `size` rows without end, drawn by weight, so that rows of one count alike.
 
-        Where rows are not picked by number they come in order, with their weights.
+        Each is good until the next. Where rows are not picked by number they come in order, with
+        their weights.
         """
         if self._source.picks:
-            draw = Draw(self.weight, self._n)
+            draw, x = Draw(self.weight, self._n), self.in_memory
+            batch = self.like(self.take(draw(size, rng)), None)
             while True:
-                yield self.like(self.take(draw(size, rng)), None)
+                yield batch
+                drawn = draw(size, rng)
+                if x is None:
+                    batch = self.like(self.take(drawn), None)
+                else:  # into the same memory: new memory would cost as much as the rows
+                    picked = torch.from_numpy(drawn).to(x.device)
+                    torch.index_select(x, 0, picked, out=batch.in_memory)
         while True:
             for rows, x in self.blocks(size):
                 yield self.like(x, self._weight_of(rows))
@@ -226,21 +234,31 @@ class Points:
             sum(total(self.weighted(some, rows)) for rows, some in values.blocks())
         )
 
-    def assign_and_update(self, centroids: Tensor) -> Pass:
-        """What `assign` gives, where rows are held, and what `sums` gives of it, in one pass."""
+    def assign_and_update(self, centroids: Tensor, room: Nearest | None = None) -> Pass:
+        """What `assign` gives, where rows are held, and what `sums` gives of it, in one pass.
+
+        Into the room of an earlier pass, if there is one.
+        """
         sums, counts = self._zeros(len(centroids), self.width), self._zeros(len(centroids))
         inertia, nearest = 0.0, None
         if self.held:
-            nearest = self.unfilled()
+            nearest = room or self.unfilled()
+        # Of processes some may hold their rows, and others not.
+        wanted = nearest is None or self.ranks.size > 1
         for rows, x in self.blocks():
-            weight = self._weight_of(rows)
-            found = assign_and_update(x, centroids, weight, self.backend)
             if nearest is not None:
-                nearest.labels[rows], nearest.sq_dist[rows] = found[0], found[1]
-            inertia += total(self.weighted(found[1], rows))
-            sums += found[2]
-            counts += found[3]
-        return Pass(self.over_all(inertia), self.ranks.sum(sums), self.ranks.sum(counts), nearest)
+                labels, sq_dist = nearest.labels[rows], nearest.sq_dist[rows]
+            else:
+                labels = torch.empty(len(x), dtype=torch.int64, device=self.device)
+                sq_dist = torch.empty(len(x), dtype=self.dtype, device=self.device)
+            weight = self._weight_of(rows)
+            more = assign_and_update(x, centroids, weight, labels, sq_dist, self.backend)
+            if wanted:
+                inertia += total(self.weighted(sq_dist, rows))
+            sums += more[0]
+            counts += more[1]
+        found = self.over_all(inertia) if wanted else None
+        return Pass(found, self.ranks.sum(sums), self.ranks.sum(counts), nearest)
 
     def sums(self, labels: Column, n_clusters: int) -> tuple[Tensor, Tensor]:
         """Weighted sums (K, D) and counts (K,) of the rows of each cluster, in float64."""

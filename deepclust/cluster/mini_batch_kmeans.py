@@ -227,7 +227,8 @@ class MiniBatchKMeans(CentroidEstimator):
         return best[1]
 
     def _start_on_some(self, X: Any, points: Points, rng: RandomState) -> Tensor:
-        if self._init_size < len(points):
+        # Given centroids need no rows.
+        if self._init_size < len(points) and (isinstance(self.init, str) or callable(self.init)):
             rows = rng.randint(0, len(points), self._init_size)
             points = points.subset(rows)
             if callable(self.init):
@@ -236,7 +237,7 @@ class MiniBatchKMeans(CentroidEstimator):
 
     def _step(self, state: _State, batch: Points, rng: RandomState) -> float:
         """Move the centroids by one batch; its inertia before that, in squared distances."""
-        inertia, sums, counts, _ = batch.assign_and_update(state.centroids)
+        inertia, sums, counts, nearest = batch.assign_and_update(state.centroids)
         sums += state.counts.unsqueeze(1) * state.centroids.double()
         state.counts = state.counts + counts
         state.centroids = means(sums, state.counts, state.centroids, unit=batch.unit)
@@ -244,6 +245,8 @@ class MiniBatchKMeans(CentroidEstimator):
         if bool((state.counts == 0).any()) or state.n_since_reassignment >= 10 * self.n_clusters:
             state.n_since_reassignment = 0
             self._reassign(state, batch, rng)
+        if nearest is not None:
+            inertia = batch.total(nearest.sq_dist)
         assert inertia is not None
         return inertia
 

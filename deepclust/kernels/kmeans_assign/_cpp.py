@@ -11,17 +11,26 @@ from deepclust.kernels._pointers import DTYPES, address, matrix, refuse
 
 def forward(x: Tensor, centroids: Tensor, precision: str, check: bool) -> tuple[Tensor, Tensor]:
     """labels (N,), sq_dist (N,)."""
-    return _run(x, centroids, None, None, None, check)
+    labels = torch.empty(len(x), dtype=torch.int64)
+    sq_dist = torch.empty(len(x), dtype=centroids.dtype)
+    _run(x, centroids, None, labels, sq_dist, None, None, check)
+    return labels, sq_dist
 
 
 def forward_and_update(
-    x: Tensor, centroids: Tensor, sample_weight: Tensor | None, precision: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """These, and sums (K, D) and counts (K,) in float64, in one pass where K D is small."""
+    x: Tensor,
+    centroids: Tensor,
+    sample_weight: Tensor | None,
+    precision: str,
+    labels: Tensor,
+    sq_dist: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Fills these; sums (K, D) and counts (K,) in float64, in one pass where K D is small."""
     sums = torch.empty(centroids.shape, dtype=torch.float64)
     counts = torch.empty(centroids.shape[0], dtype=torch.float64)
     weight = None if sample_weight is None else sample_weight.to(centroids.dtype).contiguous()
-    return *_run(x, centroids, weight, sums, counts, False), sums, counts
+    _run(x, centroids, weight, labels, sq_dist, sums, counts, False)
+    return sums, counts
 
 
 def n_bounds(d: int, k: int, dtype: torch.dtype) -> int:
@@ -64,14 +73,14 @@ def _run(
     x: Tensor,
     centroids: Tensor,
     weight: Tensor | None,
+    labels: Tensor,
+    sq_dist: Tensor,
     sums: Tensor | None,
     counts: Tensor | None,
     check: bool,
-) -> tuple[Tensor, Tensor]:
+) -> None:
     x = x.to(centroids.dtype)
     n, d = x.shape
-    labels = torch.empty(n, dtype=torch.int64)
-    sq_dist = torch.empty(n, dtype=x.dtype)
     bad = _C.kmeans_assign(
         matrix(x),
         matrix(centroids),
@@ -88,4 +97,3 @@ def _run(
         check,
     )
     refuse(bad, "x", "centroids")
-    return labels, sq_dist

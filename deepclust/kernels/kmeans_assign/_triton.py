@@ -219,32 +219,39 @@ def forward(x: Tensor, centroids: Tensor, precision: str, check: bool) -> tuple[
     if check:
         _checks.check_finite("x", x)
         _checks.check_finite("centroids", centroids)
+    labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    sq_dist = torch.empty(len(x), dtype=centroids.dtype, device=x.device)
+    _fill(x, centroids, precision, labels, sq_dist)
+    return labels, sq_dist
+
+
+def _fill(x: Tensor, centroids: Tensor, precision: str, labels: Tensor, sq_dist: Tensor) -> None:
     (n, d), k = x.shape, len(centroids)
     packed = _pack(centroids, precision)
-    labels = torch.empty(n, dtype=torch.int64, device=x.device)
-    sq_dist = torch.empty(n, dtype=centroids.dtype, device=x.device)
     launch(
         _kmeans_assign_fwd_kernel, (cdiv(n, packed.tiles.n),), x, *x.stride(), *packed.args,
         labels, sq_dist, n, k, d, tiles=packed.tiles, **packed.constants,
         HOLD=d > DIRECT_WIDTH and d <= packed.tiles.d,
     )  # fmt: skip
-    return labels, sq_dist
 
 
 def forward_and_update(
-    x: Tensor, centroids: Tensor, sample_weight: Tensor | None, precision: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """These, and sums (K, D) and counts (K,) in float64, in one pass where K and D are small."""
+    x: Tensor,
+    centroids: Tensor,
+    sample_weight: Tensor | None,
+    precision: str,
+    labels: Tensor,
+    sq_dist: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Fills these; sums (K, D) and counts (K,) in float64, in one pass where K and D are small."""
     (n, d), k, dtype = x.shape, len(centroids), centroids.dtype
     chip = chip_of(x.device)
     packed = _pack(centroids, precision)
     sums_k, sums_d = max(16, power_of_2(k)), max(16, power_of_2(d))
     groups = packed.tiles.warps
     if d > DIRECT_WIDTH or groups > most_groups(packed.tiles, sums_k, sums_d):
-        labels, sq_dist = forward(x, centroids, precision, False)
-        return labels, sq_dist, *label_sums(x, labels, k, sample_weight)
-    labels = torch.empty(n, dtype=torch.int64, device=x.device)
-    sq_dist = torch.empty(n, dtype=dtype, device=x.device)
+        _fill(x, centroids, precision, labels, sq_dist)
+        return label_sums(x, labels, k, sample_weight)
     parts = parts_of(n, packed.tiles.n, 8 * k * d)
     sums = torch.empty(parts, k, d, dtype=torch.float64, device=x.device)
     counts = sums.new_empty(parts, k)
@@ -255,4 +262,4 @@ def forward_and_update(
         **packed.constants, SUM_PRECISION=precision_for("exact", chip, dtype), GROUPS=groups,
         SUMS_K=sums_k, SUMS_D=sums_d,
     )  # fmt: skip
-    return labels, sq_dist, sums.sum(0), counts.sum(0)
+    return sums.sum(0), counts.sum(0)

@@ -69,22 +69,28 @@ def _forward(
 
 @torch.no_grad()
 def assign_and_update(
-    x: Tensor, centroids: Tensor, sample_weight: Tensor | None, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor,
+    centroids: Tensor,
+    sample_weight: Tensor | None,
+    labels: Tensor,
+    sq_dist: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     """One iteration of Lloyd's algorithm, unchecked: `kmeans_assign`, and `kmeans_update` of that.
 
-    One pass over x instead of two where a backend has it. Sums (K, D) and counts (K,) are in
-    float64, so that those of several blocks add up as those of one.
+    One pass over x instead of two where a backend has it. labels (N,) int64 and sq_dist (N,) are
+    written to: memory that is new in each iteration costs as much as small clusters do. Sums (K, D)
+    and counts (K,) are in float64, so that those of several blocks add up as those of one.
     """
     kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
     if hasattr(kernel, "forward_and_update"):
         centroids = centroids.to(_checks.compute_dtype(x.dtype))
-        fused: tuple[Tensor, Tensor, Tensor, Tensor] = kernel.forward_and_update(
-            x, centroids, sample_weight, "exact"
+        fused: tuple[Tensor, Tensor] = kernel.forward_and_update(
+            x, centroids, sample_weight, "exact", labels, sq_dist
         )
         return fused
-    labels, sq_dist = _forward(x, centroids, backend, "exact", False)
-    return labels, sq_dist, *label_sums(x, labels, len(centroids), sample_weight, backend)
+    labels[:], sq_dist[:] = _forward(x, centroids, backend, "exact", False)
+    return label_sums(x, labels, len(centroids), sample_weight, backend)
 
 
 class Following:
