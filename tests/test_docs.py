@@ -22,6 +22,8 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("block", EXAMPLES)
 def test_example(block, tmp_path, monkeypatch):
+    if "clustpy" in block:
+        pytest.importorskip("clustpy.deep", reason="this example needs ClustPy")
     monkeypatch.chdir(tmp_path)
     # The examples are about the calls, not about the lengths: a few updates of each stage do.
     for method in (ABC, ACAI, DCAN, DCN, DEC, DEPICT, IDEC, DeepClustering, VaDE):

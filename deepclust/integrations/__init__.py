@@ -1,0 +1,1 @@
+"""Other libraries on these kernels, each by one line; nothing of theirs is imported before it."""
