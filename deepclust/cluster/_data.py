@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from hashlib import blake2b
 from typing import Any
@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from deepclust.cluster._columns import Column, collected
 from deepclust.cluster._sources import Dense, Items, ahead, converted, source_of
 from deepclust.datasets import open_npy
 from deepclust.distributed import Ranks, Shard
@@ -116,6 +117,14 @@ class Rows:
         with closing(ahead(read)) as blocks:  # its thread ends here, not with the last traceback
             for rows, x in zip(slices, blocks, strict=True):
                 yield rows, self._placed(x)
+
+    def collect(self, parts: Iterable[tuple[slice, Tensor]]) -> Column:
+        """What is found for all rows, part by part: in a file, where rows are not in memory.
+
+        That is past some size, and on the CPU: a GPU has it in its memory.
+        """
+        spill = self.device.type == "cpu" and not isinstance(self._source, Dense)
+        return collected(len(self), parts, spill=spill)
 
     def check_finite(self) -> None:
         """Refuse NaN and Inf, naming the first row that has one."""

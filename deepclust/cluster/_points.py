@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from torch import Tensor
 
 from deepclust import functional as F
-from deepclust.cluster._columns import Column
+from deepclust.cluster._columns import Column, Embeddings
 from deepclust.cluster._data import (
     Staging,
     check_tensor,
@@ -365,6 +365,9 @@ def _points_of(
     source: Source
     if is_blocks(X):
         source = Blocks(X)
+        check_width(estimator, source.shape[1], reset)
+    elif isinstance(X, Column):
+        source = Embeddings(X)
         check_width(estimator, source.shape[1], reset)
     elif isinstance(X, Tensor):
         source, hold = source_of(check_tensor(estimator, X, reset=reset, least=least)), True
