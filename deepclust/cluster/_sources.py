@@ -165,10 +165,8 @@ class Items(Source):
         return self._rows(rows.tolist())
 
     def _rows(self, numbers: Sequence[int]) -> Tensor:
-        taken = torch.empty(len(numbers), self.shape[1])
-        for place, number in enumerate(numbers):
-            taken[place] = _row(self._items[number])
-        return taken
+        none = torch.empty(0, self.shape[1])
+        return torch.stack([_row(self._items[number]) for number in numbers]) if numbers else none
 
 
 def _row(item: Any) -> Tensor:
