@@ -751,5 +751,5 @@ def test_resident_memory_of_a_deep_fit_does_not_grow_with_the_file(tmp_path: Pat
     # Two blocks of embeddings of 16 MB that k-means reads, and what the allocator has beside them.
     assert max(peaks) < 100 << 20, peaks
     # The larger file is 369 MB more; its embeddings of two refreshes, and labels, would be 115 MB.
-    # The order of the rows in a pass is in memory: 12 MB.
+    # The order of the rows in a pass is in memory: 6 MB.
     assert peaks[1] - peaks[0] < 64 << 20, peaks

@@ -541,12 +541,14 @@ class Run:
             if self._moved_permutation is None:
                 # Once a pass: moving the numbers of each batch would hold up the host each time.
                 self._moved_permutation = self._permutation.to(self.device, non_blocking=True)
+                if self.device.type == "cuda":
+                    self._moved_permutation = self._moved_permutation.long()  # here, not each time
             places = which
             if self._places is not None:
                 ends = torch.tensor([which.start, which.stop])
                 places = slice(*torch.searchsorted(self._places, ends).tolist())
-            idx = self._moved_permutation[places]
-            numbers = idx if self._rows.on_device else self._permutation[places]
+            idx = self._moved_permutation[places].long()
+            numbers = idx if self._rows.on_device else self._permutation[places].long()
         batch = Batch(self._rows.take(numbers), idx)
         if self._ranks.size > 1:
             batch.n_shared = which.stop - which.start
@@ -565,7 +567,9 @@ class Run:
             seed = (self.settings.seed, self.stage_index, self.epoch)
             self._places, self._permutation = shared_order(self._ranks, *seed)
         else:
-            self._permutation = torch.randperm(len(self), generator=self.rng("batches"))
+            # In half the memory the same order, which is all that is held of rows in a file.
+            kind = torch.int32 if len(self) < 2**31 else torch.int64
+            self._permutation = torch.randperm(len(self), generator=self.rng("batches"), dtype=kind)
         self._moved_permutation = None
 
     def _make_optimizers(self) -> None:
