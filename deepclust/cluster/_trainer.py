@@ -563,14 +563,15 @@ class Run:
 
     def _permute(self) -> None:
         """The order of this process's rows in the present pass."""
+        # The one before goes first: the two need not be held side by side.
+        self._permutation = self._moved_permutation = None
         if self._rows.is_shared:
             seed = (self.settings.seed, self.stage_index, self.epoch)
             self._places, self._permutation = shared_order(self._ranks, *seed)
         else:
-            # In half the memory the same order, which is all that is held of rows in a file.
+            # Half the memory, and the same order.
             kind = torch.int32 if len(self) < 2**31 else torch.int64
             self._permutation = torch.randperm(len(self), generator=self.rng("batches"), dtype=kind)
-        self._moved_permutation = None
 
     def _make_optimizers(self) -> None:
         for phase in self.stage.phases:
