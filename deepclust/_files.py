@@ -164,7 +164,7 @@ def parts(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
     size = max(1, _PART_BYTES * len(array) // max(1, array.nbytes))
     for start in range(0, len(array), size):
         yield array[start : start + size]
-        _give_back(array)
+        give_back(array)
 
 
 def picked(array: NDArray[Any], rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
@@ -180,11 +180,16 @@ def picked(array: NDArray[Any], rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
     found = np.empty((len(rows), *array.shape[1:]), array.dtype)
     for some in range(0, len(rows), _PICKED_ROWS):
         found[some : some + _PICKED_ROWS] = array[rows[some : some + _PICKED_ROWS]]
-        _give_back(array)
+        give_back(array)
     return found
 
 
-def _give_back(array: NDArray[Any]) -> None:
+def give_back(array: NDArray[Any]) -> None:
+    """Let the system have the pages of a memory map, which reads them again when they are needed.
+
+    Args:
+        array: What was written to it is kept. An array in memory stays there.
+    """
     mapped = getattr(array, "_mmap", None)
     # What was written to a map of mode "c" is in its pages alone.
     if mapped is not None and array.mode != "c" and hasattr(mapped, "madvise"):  # type: ignore[attr-defined]

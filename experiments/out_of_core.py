@@ -1,4 +1,4 @@
-"""k-means of a file that does not fit in memory: time, and peak resident memory (Linux).
+"""k-means, or DEC, of a file that does not fit in memory: time, and peak resident memory (Linux).
 
 python -m experiments.out_of_core --gigabytes 20 --folder /tmp --out out_of_core.json
 
@@ -53,6 +53,9 @@ def fit(path: str, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
     found = getattr(cluster, method)(**parameters).fit(path)
     seconds = time.perf_counter() - start
     read = of_process("io", "rchar") - before
+    inertia = {}
+    if hasattr(found, "inertia_"):
+        inertia["inertia_a_row"] = found.inertia_ / len(found.labels_)
     return {
         "method": method,
         "parameters": parameters,
@@ -64,7 +67,7 @@ def fit(path: str, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         "peak_resident_mb": of_process("status", "VmHWM") >> 10,
         "resident_mb_once_imported": imported >> 20,
         "iterations": found.n_iter_,
-        "inertia_a_row": found.inertia_ / len(found.labels_),
+        **inertia,
     }
 
 
@@ -90,6 +93,8 @@ def main() -> None:
     own = {
         "KMeans": {"max_iter": args.iterations, "tol": 0.0},
         "MiniBatchKMeans": {"max_iter": 1, "batch_size": args.batch_size},
+        "DEC": {"hidden": [64], "latent_dim": 10, "tune_updates": 1000, "max_updates": 1000}
+        | {"update_interval": 500, "tol": 0.0},
     }
     results = []
     try:

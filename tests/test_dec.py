@@ -164,7 +164,7 @@ def test_gaussian_likelihood_is_the_formula_and_sees_shape():
     across = (z[:, 0] > 0).astype(np.int64)
     scores = {}
     for name, labels in (("apart", apart), ("across", across)):
-        scores[name] = gaussian_likelihood(torch.from_numpy(z), labels, 2)
+        scores[name] = gaussian_likelihood(torch.from_numpy(z), torch.from_numpy(labels), 2)
         expected = 0.0
         for j in (0, 1):
             rows = z[labels == j]
@@ -179,7 +179,7 @@ def test_gaussian_likelihood_is_the_formula_and_sees_shape():
     assert inertia["across"] < inertia["apart"]
     assert scores["apart"] > scores["across"]
     # One row in a cluster of its own is finite.
-    assert np.isfinite(gaussian_likelihood(torch.from_numpy(z), (np.arange(800) == 0) * 1, 2))
+    assert np.isfinite(gaussian_likelihood(torch.from_numpy(z), (torch.arange(800) == 0) * 1, 2))
 
 
 def test_criterion_is_of_the_first_start_and_later_ones_keep_least_inertia():
@@ -200,7 +200,7 @@ def test_criterion_is_of_the_first_start_and_later_ones_keep_least_inertia():
         )
         centroids, labels = start(run, z)
         inertia = float((z - centroids[labels]).square().sum())
-        found[stage, update] = gaussian_likelihood(z, labels.numpy(), 2), inertia
+        found[stage, update] = gaussian_likelihood(z, labels, 2), inertia
     first, later, last = found.values()
     assert later == last
     assert first[0] > later[0]
@@ -213,7 +213,7 @@ def test_the_best_restart_is_kept(digits):
     def record(run):
         if run.stage.name == "cluster" and run.update == 0:
             z = run.map(run.method.embed)
-            starts[n_init] = gaussian_likelihood(z, run.state["labels"].numpy(), 10)
+            starts[n_init] = gaussian_likelihood(z, run.state["labels"], 10)
 
     for n_init in (1, 6):
         settings = {**SMALL, "max_updates": 0, "n_init": n_init}

@@ -15,7 +15,7 @@ from sklearn.datasets import make_blobs
 
 from deepclust import cluster
 from deepclust.datasets import load_digits
-from experiments import adversarial, figures, geometry, run, tables
+from experiments import adversarial, figures, geometry, run, scale, tables
 from experiments.published import PUBLISHED, SOURCES, Published
 from experiments.settings import DATA, OF_THE_DATA, SETTINGS, Data, rules
 
@@ -676,6 +676,63 @@ class TestAdversarial:
 
 def test_the_page_about_the_critic_is_what_the_results_give():
     assert adversarial.main(["--check"]) == 0
+
+
+def scale_runs():
+    """Runs that take 40 ns a row and 0.5 ns a point and centroid in each pass that computes."""
+    runs = []
+    for n, k in scale.RUNS:
+        seconds = (scale.PASSES - 1) * (40e-9 * n + 0.5e-9 * n * k)
+        runs.append({"n": n, "k": k, "seconds": seconds, "peak_resident_mb": 400 + k})
+    return runs
+
+
+def test_the_cost_of_a_pass_is_found_again():
+    *table, empty, sentence = scale.rows(scale_runs())
+    assert len(table) == len(scale.RUNS)
+    # 4 passes of 10^6 (40 + 50) ns; 0.9 ns of each of 10^8 pairs.
+    assert table[1] == "| 1,000,000 | 100 | 0.06 GB | 0.4 | 500 | 0.90 |"
+    assert table[3].startswith("| 100,000,000 | 100 | 6.40 GB | 36.0 | 500 |")
+    assert table[-1].endswith("| 100400 | 0.50 |")
+    assert empty == ""
+    assert "a pass takes 40 ns a row and 0.50 ns a point and centroid" in sentence
+
+
+def test_the_projection_is_arithmetic():
+    head, first, *_, last = scale.projection()
+    assert "PCIe 55 GB/s" in head
+    assert "200 TFLOP/s" in head
+    # 64 GB at 3 TB/s; 2 x 10^9 x 128 x 1000 / 8 operations at 200 T a second.
+    assert first.startswith("| 1,000,000,000 | 128 | 1,000 | 8 | 64 GB | 0.0213 s | 0.16 s |")
+    assert first.endswith("| 4.01e-06 s | 0.16 s |")
+    # 80 GB do not stay in memory: 1.45 s over PCIe, under the product. 10^5 x 129 float64 numbers
+    # sent twice over the network, but for a 64th.
+    assert last.startswith("| 10,000,000,000 | 128 | 100,000 | 64 | 80 GB | 1.45 s | 20 s |")
+    assert last.endswith("| 0.00406 s | 20 s |")
+
+
+def test_the_page_of_scale_is_what_its_results_give(tmp_path, capsys):
+    results, page = tmp_path / "scale.json", tmp_path / "scale.md"
+    runs = [{**found, "resident_mb_once_imported": 300} for found in scale_runs()]
+    results.write_text(json.dumps({"machine": "On one core.", "runs": runs}))
+    where = ["--results", str(results), "--page", str(page)]
+    assert scale.main([*where, "--check"]) == 1  # no page yet
+    assert scale.main(where) == 0
+    assert scale.main([*where, "--check"]) == 0
+    assert "\nOn one core.\n" in page.read_text()
+    page.write_text(page.read_text().replace("0.90", "0.80"))
+    assert scale.main([*where, "--check"]) == 1
+    assert "is not what" in capsys.readouterr().out
+
+
+def test_scale_is_measured_in_fresh_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "RUNS", [(3000, 4)])
+    where = ["--results", str(tmp_path / "scale.json"), "--page", str(tmp_path / "scale.md")]
+    assert scale.main([*where, "--measure", "--folder", str(tmp_path)]) == 0
+    (found,) = json.loads((tmp_path / "scale.json").read_text())["runs"]
+    assert (found["n"], found["k"], found["d"], found["iterations"]) == (3000, 4, 16, 3)
+    assert found["peak_resident_mb"] >= found["resident_mb_once_imported"] > 0
+    assert not (tmp_path / "scale.npy").exists()
 
 
 def test_published_figures_name_sources_and_data_that_there_are():

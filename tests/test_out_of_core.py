@@ -21,7 +21,24 @@ import scipy.sparse
 import torch
 from sklearn.datasets import make_blobs
 
-from deepclust.cluster import DEC, KMeans, MiniBatchKMeans
+from deepclust import report
+from deepclust.cluster import (
+    ABC,
+    ACAI,
+    DCAN,
+    DCN,
+    DEC,
+    DEPICT,
+    IDEC,
+    Balance,
+    CollapseGuard,
+    DeepClustering,
+    KMeans,
+    KMeansLoss,
+    MiniBatchKMeans,
+    SoftReset,
+    VaDE,
+)
 from deepclust.cluster._columns import Column
 from deepclust.cluster._sources import File, Slices, ahead, source_of
 
@@ -173,13 +190,163 @@ def test_a_function_gives_the_start_of_a_file(
     assert_same(found, Estimator(6, init=first_rows, n_init=1, random_state=0).fit(X))
 
 
-def test_deep_estimators_take_a_path(X: np.ndarray, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"hidden": (8,), "latent_dim": 2, "max_updates": 4, "batch_size": 64}
-    options |= {"tune_updates": 4, "random_state": 0}
-    made = DEC(4, **options).fit(X)
-    found = DEC(4, **options).fit(saved(X, tmp_path))
-    np.testing.assert_array_equal(found.labels_, made.labels_)
-    np.testing.assert_array_equal(found.transform(str(tmp_path / "X.npy")), made.transform(X))
+SMALL: dict[str, Any] = {"hidden": (8,), "latent_dim": 3, "tune_updates": 4, "max_updates": 4}
+SMALL |= {"batch_size": 64, "n_init": 2, "random_state": 0}
+DEEP_METHODS = {
+    "dec": (DEC, {"update_interval": 2, "tol": 0.0}),
+    "dec in order": (DEC, {"preset": "paper", "layer_updates": 0, "update_interval": 2}),
+    "idec": (IDEC, {}),
+    "dcn": (DCN, {}),
+    "abc": (ABC, {}),
+    "abc gaussian": (ABC, {"form": "gaussian"}),
+    "vade": (VaDE, {}),
+    "depict": (DEPICT, {"network": "mlp", "update_interval": 2}),
+    "depict exact": (DEPICT, {"network": "mlp", "update_interval": 2, "target": "exact"}),
+    "acai": (ACAI, {"max_updates": 2}),
+    "dcan": (DCAN, {}),
+    "dcan mixture": (DCAN, {"clusters": "mixture"}),
+    "frozen": (
+        DeepClustering,
+        {
+            "clustering": "hardening",
+            "freeze_encoder": True,
+            "interventions": [CollapseGuard(least=0.9)],
+            "regularisers": [Balance(momentum=0.5)],
+        },
+    ),
+    "again": (
+        DeepClustering,
+        {"clustering": "k-means", "interventions": [SoftReset(every=2)], "recluster": True},
+    ),
+    "whitened": (
+        DeepClustering,
+        {"clustering": KMeansLoss(whiten=True), "freeze_encoder": True},
+    ),
+}
+
+
+@pytest.fixture
+def nothing_fits(monkeypatch: pytest.MonkeyPatch, small: None) -> None:
+    """Rows stay in their file, and what they have goes to one; a few of them are many blocks."""
+    monkeypatch.setattr("deepclust.cluster._data.RESIDENT_BYTES", 0)
+    monkeypatch.setattr("deepclust.cluster._data.BLOCK_ROWS", 400)
+    monkeypatch.setattr("deepclust.cluster._columns.BLOCK_ELEMENTS", 1000)
+
+
+@pytest.mark.filterwarnings("ignore:update:RuntimeWarning")
+@pytest.mark.parametrize("name", DEEP_METHODS)
+def test_deep_methods_of_a_file_are_those_of_the_array(
+    name: str, X: np.ndarray, tmp_path: Path, nothing_fits: None
+) -> None:
+    Estimator, more = DEEP_METHODS[name]
+    kept: list[dict[str, str]] = []
+
+    def keep(run: Any) -> None:
+        state = {**run.state, "z": getattr(run.state.get("snapshot"), "z", None)}
+        kept.append({name: type(value).__name__ for name, value in state.items()})
+
+    made, found = (Estimator(4, **{**SMALL, **more}, callbacks=[keep]) for _ in range(2))
+    made.fit(X)
+    in_memory = kept.copy()
+    path = saved(X, tmp_path)
+    np.testing.assert_array_equal(found.fit(path).labels_, made.labels_)
+    np.testing.assert_array_equal(found.cluster_centers_, made.cluster_centers_)
+    assert found.history_ == made.history_
+    assert len(kept) == 2 * len(in_memory)
+    for state in kept[len(in_memory) :]:
+        for field in {"labels", "z", "codes"} & state.keys():
+            assert state[field] in ("Column", "NoneType"), field
+    assert not any("Column" in state.values() for state in in_memory)
+    for use in ("predict", "predict_proba", "transform"):
+        result = getattr(found, use)(path)
+        assert isinstance(result, np.memmap)
+        np.testing.assert_array_equal(result, getattr(made, use)(X))
+
+
+def test_a_deep_fit_of_a_file_goes_on_after_ctrl_c(
+    X: np.ndarray, tmp_path: Path, nothing_fits: None
+) -> None:
+    def interrupt(run: Any) -> None:
+        if run.stage.name == "cluster" and run.update == 2:
+            raise KeyboardInterrupt
+
+    path, (_, more) = saved(X, tmp_path), DEEP_METHODS["dec"]
+    made = DEC(4, **{**SMALL, **more}).fit(X)
+    for checkpoint in (None, tmp_path / "run.safetensors"):
+        found = DEC(4, **{**SMALL, **more}, callbacks=[interrupt], checkpoint=checkpoint)
+        with pytest.raises(KeyboardInterrupt):
+            found.fit(path)
+        found.set_params(callbacks=()).fit(path, resume=True)
+        np.testing.assert_array_equal(found.labels_, made.labels_)
+        assert found.history_ == made.history_
+
+
+def test_what_a_callback_finds_of_a_file(X: np.ndarray, tmp_path: Path, nothing_fits: None) -> None:
+    def look(run: Any) -> None:
+        if run.refreshed:
+            labels, z = run.state["labels"], run.map(run.method.embed)
+            assert np.bincount(labels).sum() == len(labels) == N
+            assert np.asarray(z, np.float64).shape == z.shape == (N, 3)
+            assert sum(len(x) for _, x in run.rows()) == N
+            seen.append(run.update)
+
+    seen: list[int] = []
+    recorder = report.Recorder(np.arange(N) % 4, max_rows=50)
+    DEC(4, **SMALL, callbacks=[look, recorder]).fit(saved(X, tmp_path))
+    assert seen == [0, 4]
+    assert recorder.state["gradient"]["size"].shape == (50,)
+
+
+@pytest.fixture(name="dec", scope="module")
+def fixture_dec() -> tuple[np.ndarray, DEC]:
+    rows = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
+    return rows, DEC(4, **SMALL).fit(rows)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_embeddings_are_written_to_what_is_given(
+    dtype: Any, dec: tuple[np.ndarray, DEC], tmp_path: Path, nothing_fits: None
+) -> None:
+    rows, made = dec
+    path, z = saved(rows, tmp_path), made.transform(rows)
+    mapped = np.lib.format.open_memmap(tmp_path / "z.npy", "w+", dtype, (N, 3))
+    for out in (mapped, np.empty((N, 3), dtype), np.empty((N, 6), dtype)[:, ::2]):
+        assert made.transform(path, out=out) is out
+        np.testing.assert_array_equal(out, z)
+    np.testing.assert_array_equal(np.load(tmp_path / "z.npy"), z)
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "message"),
+    [
+        (np.empty((N, 2), "f4"), ValueError, r"out: got shape \(1500, 2\); it takes \(1500, 3\)"),
+        (np.empty((N - 1, 3), "f4"), ValueError, r"out: got shape \(1499, 3\)"),
+        (np.empty((N, 3), int), ValueError, "out: got int64; it takes float32 or float64"),
+        (np.empty((N, 3), "f2"), ValueError, "out: got float16; it takes float32 or float64"),
+        (np.broadcast_to(np.float32(0), (N, 3)), ValueError, "out: got a read-only array"),
+        ("z.npy", TypeError, "out: got str; it takes an array or memory map"),
+    ],
+)
+def test_what_embeddings_cannot_be_written_to(
+    out: Any, error: Any, message: str, dec: tuple[np.ndarray, DEC]
+) -> None:
+    rows, made = dec
+    with pytest.raises(error, match=message):
+        made.transform(rows, out=out)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.uint8, ">f4"])
+def test_deep_methods_convert_other_types_as_they_are_read(
+    dtype: Any, X: np.ndarray, tmp_path: Path, nothing_fits: None
+) -> None:
+    rows = np.abs(X).round().astype(dtype)
+    made = DEC(4, **SMALL).fit(rows.astype(np.float32))
+    path = saved(rows, tmp_path)
+    np.save(tmp_path / "F.npy", np.asfortranarray(rows))
+    for form in (path, np.load(tmp_path / "F.npy", mmap_mode="r"), np.load(path, mmap_mode="c")):
+        found = DEC(4, **SMALL).fit(form)
+        np.testing.assert_array_equal(found.labels_, made.labels_)
+        assert found.history_ == made.history_
 
 
 def test_same_bits_for_any_number_of_threads(X: np.ndarray, tmp_path: Path, threads: Any) -> None:
@@ -396,13 +563,56 @@ def test_a_full_disk_leaves_the_centroids_and_no_file(
         made = Estimator(5, init=X[:5])
         resource.setrlimit(resource.RLIMIT_FSIZE, (4 * N, limits[1]))
         try:
-            with pytest.raises(OSError, match=r"the labels and distances of 1,500 rows") as caught:
+            with pytest.raises(OSError, match=r"the labels, distances and .* 1,500 rows") as caught:
                 made.fit(path)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert caught.value.filename == str(temporary)
         assert not any(temporary.iterdir())
         assert made.predict(X).shape == (N,)
+
+
+def test_a_full_disk_is_named_by_a_deep_method(
+    X: np.ndarray, tmp_path: Path, nothing_fits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, temporary = saved(X, tmp_path), tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * N, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"embeddings of 1,500 rows .* 18,000 bytes") as caught:
+            DEC(4, **SMALL).fit(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(temporary)
+    assert not any(temporary.iterdir())
+
+
+def test_nan_in_the_middle_of_a_file_of_a_deep_method(
+    X: np.ndarray, tmp_path: Path, nothing_fits: None
+) -> None:
+    X[777, 2] = np.nan
+    with pytest.raises(ValueError, match="X: row 777 has NaN or Inf"):
+        DEC(4, **SMALL).fit(saved(X, tmp_path))
+
+
+def test_columns_of_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepclust.cluster._columns.MEMORY_BYTES", 100)
+    values = torch.arange(60.0).reshape(30, 2)
+    for spill in (False, True):
+        column = Column(30, torch.float32, torch.device("cpu"), (2,), spill=spill)
+        for start in (20, 0, 10):
+            column[start : start + 10] = values[start : start + 10]
+        assert column.shape == (30, 2)
+        assert isinstance(column.values, Column) == spill
+        assert torch.equal(column[:0], values[:0])
+        assert torch.equal(column[28:40], values[28:])
+        some = torch.tensor([7, 29, 7, 0])
+        assert torch.equal(column[some], values[some])
+        column[some[:2]] = -values[some[:2]]
+        assert torch.equal(column[5:9], torch.cat([values[5:7], -values[7:8], values[8:9]]))
+        np.testing.assert_array_equal(np.asarray(column)[29], -values[29])
 
 
 def test_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,17 +632,22 @@ def test_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- memory ------------------------------------------------------------------------------------
 
-FIT = """
+PEAK = """
 import re, sys
 from pathlib import Path
 import numpy as np
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+"""
+
+FIT = (
+    PEAK
+    + """
 from deepclust.cluster import KMeans, MiniBatchKMeans, _columns
 
 path, method, init = sys.argv[1:]
 _columns.MEMORY_BYTES = 1 << 20
-
-def peak():
-    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
 
 def fit(path, out):
     if method == "command":
@@ -453,6 +668,53 @@ before = peak()
 fit(path, path + ".out")
 print("grown by", peak() - before)
 """
+)
+
+DEEP = (
+    PEAK
+    + """
+from deepclust.cluster import DEC, _columns, _data, _points
+
+_columns.MEMORY_BYTES, _data.RESIDENT_BYTES = 1 << 20, 0
+# Both files have several blocks of embeddings, 1 MB each.
+_columns.BLOCK_ELEMENTS = _points.BLOCK_ELEMENTS = 1 << 18
+path, width = sys.argv[1], 64
+sizes = {"hidden": (8,), "latent_dim": 8, "batch_size": 64, "n_init": 1}
+dec = DEC(2, **sizes, tune_updates=20, max_updates=20, update_interval=10, random_state=0)
+
+def use(path):
+    dec.fit(path)
+    assert len(dec.predict(path)) == len(dec.labels_)
+    form = {"mode": "w+", "dtype": "f4", "shape": (len(dec.labels_), 8)}
+    dec.transform(path, out=np.lib.format.open_memmap(path + ".z.npy", **form))
+
+np.save(path + ".some.npy", np.load(path, mmap_mode="r")[:50_000])
+use(path + ".some.npy")
+before = peak()
+use(path)
+print("grown by", peak() - before)
+"""
+)
+
+
+def written(path: Path, some: np.ndarray, copies: int) -> Path:
+    """A `.npy` file of these rows, again and again."""
+    with open(path, "wb") as file:
+        shape = (len(some) * copies, some.shape[1])
+        form = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, form)
+        for _ in range(copies):
+            file.write(some.tobytes())
+    return path
+
+
+def grown_by(program: str, *args: str) -> int:
+    """By how many bytes a fresh process says that it has grown."""
+    command = [sys.executable, "-W", "ignore", "-c", program, *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="not Linux")
@@ -471,19 +733,23 @@ def test_resident_memory_does_not_grow_with_the_file(
     some = np.random.default_rng(0).normal(size=(1 << 16, 16)).astype(np.float32)  # 4 MB
     peaks = []
     for copies in (10, 100):
-        path = tmp_path / f"{copies}.npy"
-        with open(path, "wb") as file:
-            form = {"descr": "<f4", "fortran_order": False, "shape": (len(some) * copies, 16)}
-            np.lib.format.write_array_header_1_0(file, form)
-            for _ in range(copies):
-                file.write(some.tobytes())
-        command = [sys.executable, "-W", "ignore", "-c", FIT, str(path), method, init]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        peaks.append(int(done.stdout.split()[-1]))
+        path = written(tmp_path / f"{copies}.npy", some, copies)
+        peaks.append(grown_by(FIT, str(path), method, init))
     # Two blocks of 16 MB, and what the kernels and the allocator have beside them.
     assert max(peaks) < 100 << 20, peaks
     # Whether a block is read while another is used is a matter of chance: two of them. The labels
     # of the larger file would be 47 MB more.
     assert peaks[1] - peaks[0] < 32 << 20, peaks
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="not Linux")
+def test_resident_memory_of_a_deep_fit_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    some, _ = make_blobs(1 << 14, n_features=64, centers=2, random_state=0)  # 4 MB
+    some = some.astype(np.float32)
+    peaks = []
+    for copies in (12, 100):
+        peaks.append(grown_by(DEEP, str(written(tmp_path / f"{copies}.npy", some, copies))))
+    # Blocks, the order of the larger file's rows in a pass (6 MB), and the allocator's.
+    assert max(peaks) < 64 << 20, peaks
+    # The larger file is 369 MB more; its embeddings of two refreshes, and labels, would be 115 MB.
+    assert peaks[1] - peaks[0] < 40 << 20, peaks

@@ -26,10 +26,10 @@ from deepclust.cluster._checks import (
     check_n_clusters,
     either,
 )
-from deepclust.cluster._data import is_sparse
 from deepclust.cluster._points import Points, as_points, unit_rows
 from deepclust.cluster._saving import comparable
 from deepclust.cluster._seeding import SEEDINGS
+from deepclust.cluster._sources import is_sparse
 from deepclust.kernels._dispatch import check_options
 
 Array = np.ndarray[Any, Any]

@@ -7,7 +7,7 @@ is learned lies in the Composition, what a refresh finds in run.state, and both 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from deepclust import functional as F
 from deepclust.cluster._checks import as_length
+from deepclust.cluster._columns import Values, added, in_blocks, mapped
 from deepclust.cluster._data import Rows
 from deepclust.cluster._pretraining import Pretraining, Reconstruct, Transform
 from deepclust.cluster._start import Start
@@ -133,10 +134,10 @@ class Part:
     def begin(self, method: Composition, run: Run) -> None:
         """Once, when the clusters have first started."""
 
-    def started(self, method: Composition, run: Run, z: Tensor) -> None:
+    def started(self, method: Composition, run: Run, z: Values) -> None:
         """The clusters have started, or started again, from embeddings z (N, D)."""
 
-    def refresh(self, method: Composition, run: Run, z: Tensor) -> None:
+    def refresh(self, method: Composition, run: Run, z: Values) -> None:
         """A full pass between updates; z (N, D) are the present embeddings."""
 
     def after(self, method: Composition, run: Run, batch: Batch, aux: dict[str, Tensor]) -> None:
@@ -174,7 +175,7 @@ class Clustering(Part, ABC):
         """The module that owns the head's parameters, and gives it by head()."""
 
     @abstractmethod
-    def start(self, method: Composition, run: Run, z: Tensor) -> None:
+    def start(self, method: Composition, run: Run, z: Values) -> None:
         """Set the head, and run.state["labels"], from embeddings z (N, D)."""
 
     @abstractmethod
@@ -190,11 +191,9 @@ class Clustering(Part, ABC):
     def moved(self, method: Composition, run: Run, clusters: Tensor) -> None:
         """These clusters (n,) have been given other places."""
 
-    def refresh(self, method: Composition, run: Run, z: Tensor) -> None:
+    def refresh(self, method: Composition, run: Run, z: Values) -> None:
         """Labels, cluster frequencies and the share of labels that changed."""
-        f, labels, n_changed = F.frequencies(
-            z, method.head(), previous_labels=run.state["labels"], backend=method.backend
-        )
+        f, labels, n_changed = method.assigned(run, z, run.state["labels"])
         run.state["labels"], run.state["frequencies"] = labels, run.sum(f).to(f.dtype)
         run.state["changed"] = float(run.sum(n_changed)) / len(run)
         run.log("changed", run.state["changed"])
@@ -209,7 +208,7 @@ class Centroids(Clustering):
         """Centroids; the nearest one is also that of the highest Student-t similarity."""
         return StudentTAssignment(n_clusters, n_features, self.nu, backend=backend)
 
-    def start(self, method: Composition, run: Run, z: Tensor) -> None:
+    def start(self, method: Composition, run: Run, z: Values) -> None:
         """Centroids and labels by k-means with restarts."""
         centroids, run.state["labels"] = method.recipe.start(run, z)
         method.layer.centroids.copy_(centroids)
@@ -229,7 +228,7 @@ class Intervention(ABC):
     is_shareable = False  # as of a Part
 
     @abstractmethod
-    def act(self, method: Composition, run: Run, z: Tensor) -> Tensor:
+    def act(self, method: Composition, run: Run, z: Values) -> Values:
         """Change what is to be changed; z (N, D) are the embeddings, and what they are then."""
 
     def holds(self, run: Run) -> bool:
@@ -453,10 +452,30 @@ class Composition(Method):
         for part in self.parts:
             part.started(self, run, z)
 
-    def embedded(self, run: Run) -> Tensor:
+    def embedded(self, run: Run) -> Values:
         """The embeddings (N, D) of all rows."""
-        codes: Tensor | None = run.state.get("codes")
-        return run.map(self.embed) if codes is None else self.project(codes)
+        codes: Values | None = run.state.get("codes")
+        found: Values = run.map(self.embed) if codes is None else mapped(self.project, codes)
+        return found
+
+    def assigned(
+        self, run: Run, z: Values, previous: Values | None = None
+    ) -> tuple[Tensor, Values, Tensor]:
+        """What `frequencies` finds in embeddings z (N, D): f, labels (N,) and how many changed."""
+        head, found = self.head(), list[tuple[Tensor, Tensor]]()
+
+        def parts() -> Iterator[tuple[slice, Tensor]]:
+            for rows, some in in_blocks(z):
+                before = None if previous is None else previous[rows]
+                f, labels, n_changed = F.frequencies(
+                    some, head, previous_labels=before, backend=self.backend
+                )
+                found.append((f, n_changed))
+                yield rows, labels
+
+        labels = run.collect(parts())
+        f, n_changed = (added(values) for values in zip(*found, strict=True))
+        return f, labels, n_changed
 
     def refresh(self, run: Run) -> None:
         """Interventions, then what each part takes from the whole data."""
@@ -469,7 +488,7 @@ class Composition(Method):
 
     def forward_of(self, run: Run, batch: Batch) -> Forward:
         """What the network makes of the rows of a batch that are trained on."""
-        codes: Tensor | None = run.state.get("codes")
+        codes: Values | None = run.state.get("codes")
         rows = batch.x if self.recipe.augment is None or batch.view is None else batch.view
         return Forward(self, rows, batch.view, None if codes is None else codes[batch.idx])
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from deepclust.cluster._columns import Column, collected
+from deepclust.cluster._sources import Dense, Items, ahead, converted, source_of
 from deepclust.datasets import open_npy
 from deepclust.distributed import Ranks, Shard
 from deepclust.networks.images import image_size
@@ -34,6 +34,9 @@ BLOCK_ROWS = 4096
 class Rows:
     """Rows (N, D) in float32 on a device, by number or block by block.
 
+    Those that fit are held as one tensor. Others are read in each pass, in a thread that is a block
+    ahead of the caller.
+
     Args:
         source: A dense array, memory map or tensor (N, D) of any real type, a sparse array, or a
             map-style Dataset whose items are rows, or tuples that begin with one.
@@ -47,13 +50,12 @@ class Rows:
     def __init__(self, source: Any, device: torch.device, ranks: Ranks | None = None) -> None:
         # "cuda" without an index is equal to no tensor's device.
         self.device = torch.empty(0, device=device).device
-        self._source = _dense_or_sparse(source)
+        self._source = source_of(source)
         self._staging: Staging | None = None
         self.is_shared = ranks is not None
         self.ranks = Ranks(len(self)) if ranks is None else ranks
-        self.n_features = int(self._read(slice(0, 1)).shape[1])
-        in_memory = isinstance(source, (np.ndarray, Tensor)) and not isinstance(source, np.memmap)
-        if in_memory and self.on_device and self._source.dtype == torch.float32:
+        self.n_features = self._source.shape[1]
+        if self.on_device and self._source.dtype == torch.float32:
             return
         if self.device.type == "cuda" and not self.on_device:
             self._staging = Staging(self.device)
@@ -61,11 +63,10 @@ class Rows:
             whole = torch.empty(len(self), self.n_features, device=self.device)
             for rows, x in self.blocks():
                 whole[rows] = x
-            self._source, self._staging = whole, None
+            self._source, self._staging = Dense(whole), None
 
     def __len__(self) -> int:
-        shape = getattr(self._source, "shape", None)
-        return len(self._source) if shape is None else int(shape[0])
+        return self._source.shape[0]
 
     @property
     def on_device(self) -> bool:
@@ -73,13 +74,22 @@ class Rows:
 
         Numbers elsewhere are moved, for which the host waits.
         """
-        return isinstance(self._source, Tensor) and self._source.device == self.device
+        return isinstance(self._source, Dense) and self._source.x.device == self.device
 
     def take(self, rows: slice | Tensor) -> Tensor:
         """The rows of these numbers, (n, D)."""
-        if self._staging is not None:
-            return self._staging.send(self._read(rows))
-        return self._read(rows).to(self.device, torch.float32)
+        if isinstance(self._source, Dense):
+            x = self._source.x
+            return self._placed(x[rows.to(x.device) if isinstance(rows, Tensor) else rows])
+        if isinstance(rows, slice):
+            numbers = np.arange(*rows.indices(len(self)))
+        else:
+            numbers = rows.cpu().numpy()
+        return self._placed(converted(self._source.take(numbers), torch.float32))
+
+    def _placed(self, x: Tensor) -> Tensor:
+        """Rows, of any type, as they are wanted."""
+        return x.to(self.device, torch.float32) if self._staging is None else self._staging.send(x)
 
     def pick(self, rows: slice | Tensor) -> Tensor:
         """The rows (n, D) of these numbers in the whole that processes share, on each of them."""
@@ -90,13 +100,31 @@ class Rows:
         return self.ranks.pick(rows, self.take)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """All rows in order: (which, their values); an empty block where there are none.
+        """All rows in order: (which, their values, good until the next).
 
-        On a GPU nothing here waits for the work that the caller starts on a block, so that the
-        next one is read meanwhile.
+        Where there are none, it is an empty block. On a GPU nothing here waits for the work that
+        the caller starts on a block, so that the next one is read meanwhile.
         """
-        for rows in self._slices():
-            yield rows, self.take(rows)
+        slices = [
+            slice(start, min(start + BLOCK_ROWS, len(self)))
+            for start in range(0, max(len(self), 1), BLOCK_ROWS)
+        ]
+        if isinstance(self._source, Dense) or not len(self):
+            for rows in slices:
+                yield rows, self.take(rows)
+            return
+        read = (converted(block, torch.float32) for block in self._source.blocks(BLOCK_ROWS))
+        with closing(ahead(read)) as blocks:  # its thread ends here, not with the last traceback
+            for rows, x in zip(slices, blocks, strict=True):
+                yield rows, self._placed(x)
+
+    def collect(self, parts: Iterable[tuple[slice, Tensor]]) -> Column:
+        """What is found for all rows, part by part: in a file, where rows are not in memory.
+
+        That is past some size, and on the CPU: a GPU has it in its memory.
+        """
+        spill = self.device.type == "cpu" and not isinstance(self._source, Dense)
+        return collected(len(self), parts, spill=spill)
 
     def check_finite(self) -> None:
         """Refuse NaN and Inf, naming the first row that has one."""
@@ -129,21 +157,6 @@ class Rows:
         found = {"n": n, "n_features": self.n_features, "sum": float((x * weights).sum())}
         # Their batches come in another order.
         return {**found, "Shard": True} if self.is_shared else found
-
-    def _slices(self) -> Iterator[slice]:
-        for start in range(0, max(len(self), 1), BLOCK_ROWS):
-            yield slice(start, min(start + BLOCK_ROWS, len(self)))
-
-    def _read(self, rows: slice | Tensor) -> Tensor:
-        """Rows as they are where they are: of any type, and on the host or where X was given."""
-        source = self._source
-        if isinstance(source, Tensor):
-            return source[rows.to(source.device) if isinstance(rows, Tensor) else rows]
-        if is_sparse(source):
-            picked = source[rows if isinstance(rows, slice) else rows.cpu().numpy()]
-            return torch.from_numpy(picked.toarray().astype(np.float32, copy=False))
-        numbers = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows.tolist()
-        return torch.stack([_row(source[i]) for i in numbers])
 
 
 class Staging:
@@ -203,34 +216,9 @@ def resident_bytes(device: torch.device) -> int:
     return int(free * RESIDENT_SHARE)
 
 
-def is_sparse(source: Any) -> bool:
-    """Whether this is one of scipy's sparse arrays."""
-    return bool(sparse.issparse(source))
-
-
 def opened(X: Any) -> Any:
     """The array that a path names, as a memory map; anything else as it is."""
     return open_npy(X) if isinstance(X, (str, os.PathLike)) else X
-
-
-def _dense_or_sparse(source: Any) -> Any:
-    if is_sparse(source):
-        return source.tocsr()
-    return as_tensor(source) if isinstance(source, np.ndarray) else source
-
-
-def as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    """The array as a tensor on the same memory."""
-    with warnings.catch_warnings():
-        # A read-only map stays read-only: nothing here writes to the data.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-        return torch.from_numpy(array)
-
-
-def _row(item: Any) -> Tensor:
-    if isinstance(item, (tuple, list)):
-        item = item[0]
-    return torch.as_tensor(item, dtype=torch.float32).flatten()
 
 
 def as_rows(estimator: BaseEstimator, X: Any, device: torch.device, *, reset: bool) -> Rows:
@@ -268,14 +256,15 @@ def _checked(estimator: BaseEstimator, X: Any, *, reset: bool, least: int) -> An
     if isinstance(X, torch.utils.data.Dataset):
         if len(X) == 0:  # type: ignore[arg-type]  # map-style data sets have a length
             raise ValueError("X: got a Dataset without rows; it takes at least one")
-        check_width(estimator, math.prod(_row(X[0]).shape), reset)
-        return X
+        items = Items(X)
+        check_width(estimator, items.shape[1], reset)
+        return items
     if isinstance(X, np.ndarray) and X.ndim > 2:
         raise ValueError(
             f"X: got shape {X.shape}, {X.ndim} dimensions, but expected <= 2:"
             " it takes (N, D), and X.reshape(len(X), -1) flattens images"
         )
-    X = validate_data(
+    checked = validate_data(
         estimator,
         X,
         reset=reset,
@@ -284,6 +273,9 @@ def _checked(estimator: BaseEstimator, X: Any, *, reset: bool, least: int) -> An
         ensure_all_finite=False,
         ensure_min_samples=least,
     )
+    if isinstance(X, np.memmap) and X.dtype == checked.dtype:
+        return X  # what is checked is an array, whose pages would count as the process's memory
+    X = checked
     if isinstance(X, np.ndarray) and (X.dtype.byteorder == ">" or min(X.strides, default=0) < 0):
         X = np.ascontiguousarray(X, dtype=X.dtype.newbyteorder("="))  # torch takes no other
     return X

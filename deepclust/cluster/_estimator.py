@@ -25,6 +25,7 @@ from torch import Tensor
 from deepclust import _files
 from deepclust import functional as F
 from deepclust.cluster._checks import as_device, check_n_clusters
+from deepclust.cluster._columns import Column
 from deepclust.cluster._data import Rows, as_rows
 from deepclust.cluster._graphs import Capture, cuda_capture
 from deepclust.cluster._saving import comparable, from_tree, has_code, to_tree
@@ -154,9 +155,25 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             X, lambda method, x: F.assign(method.embed(x), method.head(), backend=self.backend)
         )
 
-    def transform(self, X: Any) -> Array:
-        """Embeddings (N, D)."""
-        return self._map(X, lambda method, x: method.embed(x))
+    def transform(self, X: Any, *, out: Array | None = None) -> Array:
+        """Embeddings (N, D) in float32.
+
+        Args:
+            X: Rows, as `fit` takes them.
+            out: An array or memory map (N, D) of float32 or float64, into which embeddings are
+                written block by block.
+
+        Returns:
+            `out`; where there is none an array, or, of more than 64 MB for rows that are read from
+            a file, a read-only memory map of a temporary file without a name.
+
+        Raises:
+            ValueError: If X has another width than the fitted one, NaN or Inf, or `out` another
+                shape than (N, D), another type, or may not be written to.
+            TypeError: If `out` is no array.
+            NotFittedError: If it is not fitted.
+        """
+        return self._map(X, lambda method, x: method.embed(x), out)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to a file: safetensors and JSON, no code.
@@ -353,11 +370,11 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.stop_reasons_ = run.reasons
         self.n_iter_ = run.total_updates
         self._adopt(method)
-        labels = map_rows(
+        labels: Column = map_rows(
             method, rows, lambda x: self._label(method, x), None, run.settings.autocast
         )
-        self.labels_ = labels.cpu().numpy()
-        counts = rows.ranks.sum(labels.bincount(minlength=self.n_clusters))
+        self.labels_ = labels.array()
+        counts = rows.ranks.sum(labels.counts(self.n_clusters))
         used = int(torch.count_nonzero(counts))
         if used < self.n_clusters:
             warnings.warn(
@@ -367,7 +384,7 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 RuntimeWarning,
                 stacklevel=3,
             )
-        self.cluster_centers_ = self._centers(method, rows)
+        self.cluster_centers_ = self._centers(method, rows, labels)
 
     def _adopt(self, method: Method) -> None:
         method.eval()
@@ -375,7 +392,7 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.network_ = getattr(method, "network", None)
         self._n_features_out = method.head().n_features
 
-    def _centers(self, method: Method, rows: Rows) -> Array:
+    def _centers(self, method: Method, rows: Rows, labels: Column) -> Array:
         head = method.head()
         if isinstance(head, F.StudentT):
             return head.centroids.detach().cpu().numpy().copy()
@@ -384,7 +401,7 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         for which, x in rows.blocks():
             with torch.no_grad():
                 z = method.embed(x).cpu()
-            part, weight = F.kmeans_update(z, torch.from_numpy(self.labels_[which]), len(sums))
+            part, weight = F.kmeans_update(z, labels[which].cpu(), len(sums))
             sums += part
             counts += weight
         sums, counts = rows.ranks.sum(sums), rows.ranks.sum(counts)
@@ -394,13 +411,31 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         _, labels, _ = F.frequencies(method.embed(x), method.head(), backend=self.backend)
         return labels
 
-    def _map(self, X: Any, function: Any) -> Array:
+    def _map(self, X: Any, function: Any, out: Array | None = None) -> Array:
         check_is_fitted(self)
         rows = as_rows(self, X, self._device(), reset=False)
-        result: Tensor = map_rows(
-            self._method, rows, lambda x: function(self._method, x), None, self._autocast()
+        if out is not None:
+            _check_out(out, (len(rows), self._n_features_out))
+        result = map_rows(
+            self._method, rows, lambda x: function(self._method, x), out, self._autocast()
         )
-        return result.cpu().numpy()
+        found: Array = result.array() if isinstance(result, Column) else result
+        return found
+
+
+def _check_out(out: Any, shape: tuple[int, int]) -> None:
+    """Refuse what embeddings of this shape cannot be written to."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out: got {type(out).__name__}; it takes an array or memory map {shape}")
+    if out.dtype not in (np.float32, np.float64):
+        raise ValueError(f"out: got {out.dtype}; it takes float32 or float64")
+    if out.shape != shape:
+        raise ValueError(f"out: got shape {out.shape}; it takes {shape}")
+    if not out.flags.writeable:
+        raise ValueError(
+            "out: got a read-only array; it takes one that may be written to, such as a map opened"
+            " with mode='r+'"
+        )
 
 
 # Parameters without which there is no method to put the weights into.

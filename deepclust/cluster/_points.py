@@ -15,17 +15,25 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from torch import Tensor
 
 from deepclust import functional as F
-from deepclust.cluster._columns import Column
+from deepclust.cluster._columns import Column, Embeddings
 from deepclust.cluster._data import (
     Staging,
-    as_tensor,
     check_tensor,
     check_width,
     opened,
     resident_bytes,
     shared_type,
 )
-from deepclust.cluster._sources import Blocks, Dense, Source, ahead, is_blocks, source_of
+from deepclust.cluster._sources import (
+    Blocks,
+    Dense,
+    Source,
+    ahead,
+    as_tensor,
+    converted,
+    is_blocks,
+    source_of,
+)
 from deepclust.distributed import Ranks, Shard
 from deepclust.kernels import _checks
 from deepclust.kernels.kmeans_assign.op import assign_and_update
@@ -130,7 +138,7 @@ class Points:
         blocks: Any = self._source.blocks(size)
         if not self.held:
             staging = Staging(self.device, self.dtype) if self.device.type == "cuda" else None
-            blocks = ahead(map(self._converted, blocks))
+            blocks = ahead(converted(block, self.dtype) for block in blocks)
         start = 0
         with closing(blocks):  # its thread ends here, not when the last traceback goes
             for x in blocks:
@@ -176,13 +184,7 @@ class Points:
         if self.held:
             assert isinstance(picked, Tensor)
             return picked
-        return self._placed(self._converted(picked).to(self.device))
-
-    def _converted(self, rows: Array | Tensor) -> Tensor:
-        """Rows as they were read, in the wanted type."""
-        if isinstance(rows, np.ndarray):
-            rows = as_tensor(rows.astype(rows.dtype.newbyteorder("="), copy=False))
-        return rows.to(self.dtype)
+        return self._placed(converted(picked, self.dtype).to(self.device))
 
     def _placed(self, x: Tensor) -> Tensor:
         """Rows of the wanted type and device as they are worked with."""
@@ -381,6 +383,9 @@ def _points_of(
     source: Source
     if is_blocks(X):
         source = Blocks(X)
+        check_width(estimator, source.shape[1], reset)
+    elif isinstance(X, Column):
+        source = Embeddings(X)
         check_width(estimator, source.shape[1], reset)
     elif isinstance(X, Tensor):
         source, hold = source_of(check_tensor(estimator, X, reset=reset, least=least)), True

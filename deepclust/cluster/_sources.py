@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import mmap
 import os
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from deepclust._files import parts, picked
-from deepclust.cluster._data import as_tensor, is_sparse
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
-
-_FLOATS = (np.float16, np.float32, np.float64)  # that torch takes where they are
 
 
 class Source(ABC):
@@ -125,6 +124,10 @@ class File(Source):
         ordered = np.argsort(rows, kind="stable").tolist()
         places = (self._offset + rows * size).tolist()
         with open(self._path, "rb", buffering=0) as file:
+            if len(rows) and (np.diff(rows) == 1).all():
+                file.seek(places[0])
+                self._read(file, int(rows[0]), into)
+                return taken
             if hasattr(os, "posix_fadvise"):
                 # All are asked for at once, so that the disk works on many of them at a time.
                 for i in ordered:
@@ -143,6 +146,33 @@ class File(Source):
                 row += (size - len(left)) // self._row_bytes
                 raise ValueError(f"{self._path}: it ends before row {row} of {self.shape[0]} does")
             left = left[n:]
+
+
+class Items(Source):
+    """A map-style Dataset, whose items are rows, or tuples that begin with one."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, items: Any) -> None:
+        self._items = items
+        self.shape = (len(items), len(_row(items[0])))
+
+    def blocks(self, size: int) -> Iterator[Tensor]:
+        for start in range(0, self.shape[0], size):
+            yield self._rows(range(start, min(start + size, self.shape[0])))
+
+    def take(self, rows: Array) -> Tensor:
+        return self._rows(rows.tolist())
+
+    def _rows(self, numbers: Sequence[int]) -> Tensor:
+        none = torch.empty(0, self.shape[1])
+        return torch.stack([_row(self._items[number]) for number in numbers]) if numbers else none
+
+
+def _row(item: Any) -> Tensor:
+    if isinstance(item, (tuple, list)):
+        item = item[0]
+    return torch.as_tensor(item, dtype=torch.float32).flatten()
 
 
 class Blocks(Source):
@@ -233,15 +263,37 @@ def is_blocks(X: Any) -> bool:
     return isinstance(X, Iterable) and not (hasattr(X, "shape") or hasattr(X, "__array__"))
 
 
+def is_sparse(source: Any) -> bool:
+    """Whether this is one of scipy's sparse arrays."""
+    return bool(sparse.issparse(source))
+
+
+def as_tensor(array: Array) -> Tensor:
+    """The array as a tensor on the same memory."""
+    with warnings.catch_warnings():
+        # A read-only map stays read-only: nothing here writes to the data.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        return torch.from_numpy(array)
+
+
+def converted(rows: Array | Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows as a source gives them, in the wanted type."""
+    if isinstance(rows, np.ndarray):
+        rows = as_tensor(rows.astype(rows.dtype.newbyteorder("="), copy=False))
+    return rows.to(dtype)
+
+
 def source_of(X: Any) -> Source:
-    """What rows X (N, D) lie in: a tensor, an array, a memory map or a sparse array."""
+    """What rows X (N, D) lie in: a tensor, array, memory map, sparse array or Dataset."""
+    if isinstance(X, Source):
+        return X
     if isinstance(X, Tensor):
         return Dense(X)
     if isinstance(X, np.memmap):
         return _file_of(X) or Slices(X)
     if is_sparse(X):
         return Slices(X)
-    return Dense(as_tensor(X))
+    return Dense(as_tensor(X)) if isinstance(X, np.ndarray) else Items(X)
 
 
 def _file_of(X: np.memmap[Any, Any]) -> File | None:
@@ -258,7 +310,7 @@ def _file_of(X: np.memmap[Any, Any]) -> File | None:
     return File(path, offset, (X.shape[0], X.shape[1]), X.dtype)
 
 
-def ahead(blocks: Iterator[T]) -> Iterator[T]:
+def ahead(blocks: Iterator[T]) -> Generator[T]:
     """The same, each made in a thread while the caller works on the one before.
 
     The thread ends with the loop, however that ends; its errors are raised in the caller.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +13,15 @@ import torch
 from torch import Tensor
 
 from deepclust import functional as F
+from deepclust._files import parts
+from deepclust.cluster._columns import Values, added, in_blocks
+from deepclust.cluster._sources import as_tensor
 from deepclust.cluster._trainer import Run
 from deepclust.cluster.kmeans import KMeans
 
 MIXTURE_ITERATIONS, MIXTURE_TOL = 100, 1e-4
 MIXTURE_ROWS = 4096  # of one block
+COVARIANCE_ELEMENTS = 1 << 23  # of clusters that one pass finds: 64 MB
 START_BELOW = 2.0  # how far a variational encoder's log-variances start below the clusters'
 
 
@@ -39,7 +44,7 @@ class Start:
     criterion: str
     backend: str
 
-    def __call__(self, run: Run, z: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, run: Run, z: Values) -> tuple[Tensor, Values]:
         """Centroids (K, D) and labels (n,) of embeddings z (n, D), this process's rows."""
         best = -math.inf
         # Codes have clusters of any form. Embeddings that a clustering has trained have tight ones,
@@ -54,16 +59,26 @@ class Start:
                 random_state=run.seed("k-means"),
                 backend=self.backend,
             ).fit(run.shared(z))
-            score = -kmeans.inertia_
+            score, found = -kmeans.inertia_, _labels(run, kmeans.labels_, z.device)
             if gaussian:
-                score = gaussian_likelihood(z, kmeans.labels_, self.n_clusters, run.sum)
+                score = gaussian_likelihood(z, found, self.n_clusters, run.sum)
             if score > best:
-                best = score
-                centroids, labels = kmeans.cluster_centers_, kmeans.labels_
-        return torch.from_numpy(centroids).to(z), torch.from_numpy(labels).to(z.device)
+                best, centroids, labels = score, kmeans.cluster_centers_, found
+        return torch.from_numpy(centroids).to(z.device, z.dtype), labels
 
 
-def fit_mixture(z: Tensor, labels: Tensor, n_clusters: int, backend: str = "auto") -> F.Gaussian:
+def _labels(run: Run, labels: np.ndarray[Any, Any], device: torch.device) -> Values:
+    """Labels (N,) of k-means, which are a map of a file where embeddings lie in one."""
+    if not isinstance(labels, np.memmap):
+        return torch.from_numpy(labels).to(device)
+    starts = itertools.accumulate(map(len, parts(labels)), initial=0)
+    return run.collect(
+        (slice(start, start + len(some)), as_tensor(some))
+        for start, some in zip(starts, parts(labels), strict=False)
+    )
+
+
+def fit_mixture(z: Values, labels: Values, n_clusters: int, backend: str = "auto") -> F.Gaussian:
     """A mixture of axis-parallel Gaussians by expectation maximisation, from given labels.
 
     Responsibilities are computed block by block, so that no N x K numbers are held. It ends when
@@ -75,12 +90,12 @@ def fit_mixture(z: Tensor, labels: Tensor, n_clusters: int, backend: str = "auto
         n_clusters: K.
         backend: Of the kernels.
     """
-    origin, floor = z.mean(0), variance_floor(z)
+    origin, floor = moments(z)[0].to(z.dtype), variance_floor(z)
     shares: Tensor | None = None
     head: F.Gaussian | None = None
     for _ in range(MIXTURE_ITERATIONS):
-        n = z.new_zeros(n_clusters, dtype=torch.float64)
-        first = z.new_zeros(n_clusters, z.shape[1], dtype=torch.float64)
+        n = origin.new_zeros(n_clusters, dtype=torch.float64)
+        first = origin.new_zeros(n_clusters, len(origin), dtype=torch.float64)
         second = first.clone()
         for start in range(0, len(z), MIXTURE_ROWS):
             x = z[start : start + MIXTURE_ROWS] - origin
@@ -96,36 +111,61 @@ def fit_mixture(z: Tensor, labels: Tensor, n_clusters: int, backend: str = "auto
         means = first / n.unsqueeze(1)
         variances = (second / n.unsqueeze(1) - means.square()).clamp_min(floor)
         previous, shares = shares, n / n.sum()
-        head = F.Gaussian(means.to(z), variances.log().to(z), shares.log().to(z))
+        head = F.Gaussian(*(found.to(z.dtype) for found in (means, variances.log(), shares.log())))
         if previous is not None and float((shares - previous).abs().sum()) < MIXTURE_TOL:
             break
     assert head is not None
     return F.Gaussian(head.means + origin, head.log_var, head.log_weights)
 
 
-def variance_floor(z: Tensor) -> float:
+def moments(z: Values) -> tuple[Tensor, Tensor]:
+    """The mean and the variances (D,) of embeddings z (N, D), in float64."""
+    mean = torch.stack([some.double().sum(0) for _, some in in_blocks(z)]).sum(0) / len(z)
+    squares = [(some - mean).square().sum(0) for _, some in in_blocks(z)]
+    return mean, torch.stack(squares).sum(0) / len(z)
+
+
+def variance_floor(z: Values) -> float:
     """The least variance of a cluster: of few rows, flat in some direction, it has none."""
-    return _floor(z.double().var(0, correction=0), z.dtype)
+    return _floor(moments(z)[1], z.dtype)
 
 
 def _floor(variances: Tensor, dtype: torch.dtype) -> float:
     return max(1e-3 * float(variances.mean()), torch.finfo(dtype).tiny)
 
 
-def within_variances(z: Tensor, centroids: Tensor, labels: Tensor, **options: Any) -> Tensor:
+def cluster_sums(
+    z: Values,
+    labels: Values,
+    n_clusters: int,
+    of: Callable[[Tensor, Tensor], Tensor] = lambda some, labels: some,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """`kmeans_update` of all rows z (n, D), or of what `of` makes of some and their labels."""
+    found = [
+        F.kmeans_update(of(some, labels[rows]), labels[rows], n_clusters, **options)
+        for rows, some in in_blocks(z)
+    ]
+    sums, n = (added(values) for values in zip(*found, strict=True))
+    return sums, n
+
+
+def within_variances(z: Values, centroids: Tensor, labels: Values, **options: Any) -> Tensor:
     """The variances (K, D) of the rows z (n, D) of each cluster around its centroid.
 
     They are 0 where nothing belongs to it; options are those of kmeans_update.
     """
-    squares, n = F.kmeans_update(
-        (z - centroids[labels]).square(), labels, len(centroids), **options
-    )
+
+    def squared(some: Tensor, labels: Tensor) -> Tensor:
+        return (some - centroids[labels]).square()
+
+    squares, n = cluster_sums(z, labels, len(centroids), squared, **options)
     return squares / n.clamp_min(1).unsqueeze(1)
 
 
 def gaussian_likelihood(
-    z: Tensor,
-    labels: np.ndarray[Any, Any],
+    z: Values,
+    labels: Values,
     n_clusters: int,
     add: Callable[[Tensor], Tensor] = Tensor.double,
 ) -> float:
@@ -141,20 +181,33 @@ def gaussian_likelihood(
         n_clusters: K.
         add: Gives the sum of a tensor over all processes.
     """
-    z = z.double().cpu()
-
-    def moments(rows: Tensor) -> tuple[int, Tensor]:
-        """How many rows there are, and their covariance (D, D)."""
-        n = int(add(torch.tensor(len(rows))))
-        centred = rows - add(rows.sum(0)) / n
-        return n, add(centred.T @ centred) / n
-
-    n_rows, whole = moments(z)
-    ridge = _floor(whole.diagonal(), z.dtype) * torch.eye(z.shape[1], dtype=z.dtype)
+    width = z.shape[1]
+    n = torch.zeros(n_clusters, dtype=torch.float64)
+    sums = n.new_zeros(n_clusters, width)
+    for rows, some in in_blocks(z):
+        found = labels[rows].cpu()
+        n += found.bincount(minlength=n_clusters)
+        sums.index_add_(0, found, some.double().cpu())
+    n, sums = add(n), add(sums)
+    n_rows, mean = n.sum(), sums.sum(0) / n.sum()
+    means = sums / n.clamp_min(1).unsqueeze(1)
+    # sum_i (z_i - mean)(z_i - mean)^T over the columns alone, of which the diagonal is asked for.
+    squares = n.new_zeros(width)
+    for _, some in in_blocks(z):
+        squares += (some.double().cpu() - mean).square().sum(0)
+    ridge = _floor(add(squares) / n_rows, z.dtype) * torch.eye(width, dtype=n.dtype)
     total = 0.0
-    for label in range(n_clusters):
-        n, covariance = moments(z[torch.from_numpy(labels == label)])
-        if n:
-            share = n / n_rows
-            total += share * (math.log(share) - float(torch.logdet(covariance + ridge)) / 2)
+    size = max(1, COVARIANCE_ELEMENTS // width**2)
+    for clusters in torch.arange(n_clusters).split(size):
+        scatter = n.new_zeros(len(clusters), width, width)
+        for rows, some in in_blocks(z):
+            some, found = some.double().cpu(), labels[rows].cpu()
+            for place, label in enumerate(clusters.tolist()):
+                centred = some[found == label] - means[label]
+                scatter[place] += centred.T @ centred
+        for label, one in zip(clusters.tolist(), add(scatter), strict=True):
+            if n[label]:
+                share = float(n[label] / n_rows)
+                covariance = one / n[label] + ridge
+                total += share * (math.log(share) - float(torch.logdet(covariance)) / 2)
     return total

@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from deepclust import _files
+from deepclust.cluster._columns import Column, Values, as_one, in_blocks
 from deepclust.cluster._data import Rows
 from deepclust.cluster._graphs import Capture, Graphs
 from deepclust.cluster._half import HalfWeights
@@ -197,8 +198,10 @@ class Run:
         update: Updates done in this stage, and `epoch` passes over the data.
         total_updates: Updates done in all stages.
         refreshed: Whether this moment follows a refresh (else it is the end of a stage).
-        state: Results of refreshes by name: tensors, Snapshots, numbers; kept in checkpoints.
-            Where steps are captured, what replaces a tensor is written into it.
+        state: Results of refreshes by name: tensors, Snapshots, numbers; kept in checkpoints. What
+            has a row for each row of the data, of which the data are not in memory, is a Column in
+            a file past some size. Where steps are captured, what replaces a tensor is written into
+            it.
         history: Series by "stage/name": pairs of an update and a value.
         reasons: Why each finished stage ended, by its name.
     """
@@ -256,29 +259,38 @@ class Run:
         """Rows (n, D) by number in the whole data, in float32 on the device."""
         return self._rows.pick(idx)
 
-    def pick(self, values: Tensor, numbers: Tensor) -> Tensor:
+    def pick(self, values: Values, numbers: Tensor) -> Tensor:
         """What there is for rows (m,) by number in the whole data, of values (n, ...) for rows."""
         return self._ranks.pick(numbers, values.__getitem__)
 
-    def gather(self, values: Tensor) -> Tensor | None:
+    def gather(self, values: Values) -> Tensor | None:
         """Values (N, ...) for all rows, in the first process, of values (n, ...) for those here."""
-        whole = self._ranks.gather(values)
+        whole = self._gathered(values)
         return whole if self._ranks.rank == 0 else None
 
     def rows(self) -> Iterator[tuple[slice, Tensor]]:
-        """The rows of this process, block by block and in order."""
+        """The rows of this process in order: (which, their values, good until the next)."""
         return self._rows.blocks()
 
-    def shared(self, values: Tensor) -> Any:
+    def collect(self, parts: Iterable[tuple[slice, Tensor]]) -> Values:
+        """What is found for all rows of this process, part by part: (which rows, what they have).
+
+        It is a tensor, or, past some size, where the data are not in memory, a Column in a file.
+        """
+        return self._rows.collect(parts).values
+
+    def shared(self, values: Values) -> Any:
         """Values (n, D) for this process's rows as an X: a Shard where processes share data."""
         return Shard(values, self._ranks.group) if self._rows.is_shared else values
 
     def map(self, function: Callable[[Tensor], Tensor], out: Any = None) -> Any:
         """`function` of this process's rows, block by block, in evaluation mode, without gradients.
 
-        `out` may be an array or memory map (N, ...) that is filled; by default a tensor is made.
+        `out` may be an array or memory map (N, ...) that is filled; by default it is as `collect`
+        has it.
         """
-        return map_rows(self.method, self._rows, function, out, self.settings.autocast)
+        found = map_rows(self.method, self._rows, function, out, self.settings.autocast)
+        return found.values if isinstance(found, Column) else found
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in float64."""
@@ -529,12 +541,14 @@ class Run:
             if self._moved_permutation is None:
                 # Once a pass: moving the numbers of each batch would hold up the host each time.
                 self._moved_permutation = self._permutation.to(self.device, non_blocking=True)
+                if self.device.type == "cuda":
+                    self._moved_permutation = self._moved_permutation.long()  # here, not each time
             places = which
             if self._places is not None:
                 ends = torch.tensor([which.start, which.stop])
                 places = slice(*torch.searchsorted(self._places, ends).tolist())
-            idx = self._moved_permutation[places]
-            numbers = idx if self._rows.on_device else self._permutation[places]
+            idx = self._moved_permutation[places].long()
+            numbers = idx if self._rows.on_device else self._permutation[places].long()
         batch = Batch(self._rows.take(numbers), idx)
         if self._ranks.size > 1:
             batch.n_shared = which.stop - which.start
@@ -549,12 +563,15 @@ class Run:
 
     def _permute(self) -> None:
         """The order of this process's rows in the present pass."""
+        # The one before goes first: the two need not be held side by side.
+        self._permutation = self._moved_permutation = None
         if self._rows.is_shared:
             seed = (self.settings.seed, self.stage_index, self.epoch)
             self._places, self._permutation = shared_order(self._ranks, *seed)
         else:
-            self._permutation = torch.randperm(len(self), generator=self.rng("batches"))
-        self._moved_permutation = None
+            # Half the memory, and the same order.
+            kind = torch.int32 if len(self) < 2**31 else torch.int64
+            self._permutation = torch.randperm(len(self), generator=self.rng("batches"), dtype=kind)
 
     def _make_optimizers(self) -> None:
         for phase in self.stage.phases:
@@ -663,25 +680,28 @@ class Run:
 
     def _to_tree(self, name: str, value: Any) -> Any:
         if isinstance(value, Snapshot):
-            tensors = [self._ranks.gather(value.z), *value.tensors[1:]]
+            tensors = [self._gathered(value.z), *value.tensors[1:]]
             return {"__snapshot__": {"form": value.form, "tensors": tensors}}
-        return self._ranks.gather(value) if name in self.method.row_state else value
+        return self._gathered(value) if name in self.method.row_state else value
 
     def _from_tree(self, name: str, value: Any) -> Any:
         if isinstance(value, dict) and "__snapshot__" in value:
             state = value["__snapshot__"]
             z, *others = state["tensors"]
-            tensors = [tensor.to(self.device) for tensor in (self._part(z), *others)]
+            tensors = [self._part(z), *(tensor.to(self.device) for tensor in others)]
             return Snapshot.from_state_dict({**state, "tensors": tensors})
         if name in self.method.row_state:
-            value = self._part(value)
+            return self._part(value)
         return value.to(self.device) if isinstance(value, Tensor) else value
 
-    def _part(self, values: Tensor) -> Tensor:
+    def _gathered(self, values: Values) -> Tensor:
+        """Values (N, ...) for all rows, in the first process; elsewhere nothing new."""
+        return self._ranks.gather(as_one(values))
+
+    def _part(self, values: Tensor) -> Values:
         """What belongs to this process's rows, of values (N, ...) for all rows."""
-        if self._ranks.size == 1:
-            return values
-        return values[self._ranks.start : self._ranks.stop].clone()
+        own = values[self._ranks.start : self._ranks.stop]
+        return self.collect((rows, some.to(self.device)) for rows, some in in_blocks(own))
 
     def _present_torch_rng(self) -> dict[str, Tensor]:
         states = {"cpu": torch.get_rng_state()}
@@ -711,17 +731,27 @@ def map_rows(
     out: Any = None,
     autocast: torch.dtype | None = None,
 ) -> Any:
-    """`function` of all rows, block by block, in evaluation mode and without gradients."""
+    """`function` of all rows, block by block, in evaluation mode and without gradients.
+
+    It fills `out`, an array, memory map or tensor, or a Column that is made.
+    """
+
+    def parts() -> Iterator[tuple[slice, Tensor]]:
+        for which, x in rows.blocks():
+            values = function(x)
+            widened = autocast is not None and values.is_floating_point()
+            yield which, values.float() if widened else values
+
     training = method.training
     method.eval()
     with torch.no_grad(), _autocast(rows.device, autocast):
-        for which, x in rows.blocks():
-            values = function(x)
-            if autocast is not None and values.is_floating_point():
-                values = values.float()
-            if out is None:
-                out = values.new_empty(len(rows), *values.shape[1:])
-            out[which] = values if isinstance(out, Tensor) else values.cpu().numpy()
+        if out is None:
+            out = rows.collect(parts())
+        else:
+            for which, values in parts():
+                out[which] = values if isinstance(out, Tensor) else values.cpu().numpy()
+                if isinstance(out, np.ndarray):
+                    _files.give_back(out)
     method.train(training)
     return out
 

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepclust.kernels._blocks import full_precision, row_blocks
+from deepclust.cluster._columns import Values, in_blocks
+from deepclust.cluster._start import moments
+from deepclust.kernels._blocks import full_precision
 from deepclust.nn import StudentTAssignment
 
 
@@ -54,16 +56,18 @@ class Whitened(StudentTAssignment):
         self.mean.zero_()
         torch.nn.init.eye_(self.matrix)
 
-    def fit(self, z: Tensor) -> None:
+    def fit(self, z: Values) -> None:
         """Whiten by the mean and covariance of features z (N, D)."""
-        mean = z.mean(0, dtype=torch.float64)
+        mean, _ = moments(z)
         covariance = mean.new_zeros(len(mean), len(mean))
-        for rows in row_blocks(*z.shape):
-            centred = z[rows] - mean
+        largest = 0.0
+        for _, some in in_blocks(z):
+            centred = some - mean
             covariance += centred.T @ centred / len(z)
+            largest = max(largest, float(some.abs().max()))
         variances, directions = torch.linalg.eigh(covariance)
         # Values are rounded by so much, and a sum of D of them by D times as much.
-        rounding = z.shape[1] * torch.finfo(z.dtype).eps * z.abs().max()
+        rounding = z.shape[1] * torch.finfo(z.dtype).eps * largest
         scale = torch.where(variances > rounding**2, variances, torch.inf).rsqrt()
         self.mean.copy_(mean)
         self.matrix.copy_(directions * scale)

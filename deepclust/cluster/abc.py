@@ -10,10 +10,16 @@ from torch import Tensor
 
 from deepclust import functional as F
 from deepclust.cluster._checks import either
+from deepclust.cluster._columns import Values
 from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Centroids, Clustering, Composition, Forward, Regulariser
 from deepclust.cluster._data import Rows
-from deepclust.cluster._start import START_BELOW, variance_floor, within_variances
+from deepclust.cluster._start import (
+    START_BELOW,
+    cluster_sums,
+    variance_floor,
+    within_variances,
+)
 from deepclust.cluster._trainer import Batch, Epochs, Run
 from deepclust.cluster.regularisers import Reconstruction
 from deepclust.losses import Schedule, centre_cross_entropy
@@ -46,13 +52,13 @@ class EpochCentroids(Centroids):
 
     trains_head = False
 
-    def refresh(self, method: Composition, run: Run, z: Tensor) -> None:
+    def refresh(self, method: Composition, run: Run, z: Values) -> None:
         """The labels, eq. 4 of Song et al. (2013), then each centroid as their mean, eq. 3."""
         super().refresh(method, run, z)
         if run.update == run.n_updates:
             return  # labels and centroids are to belong together
         centroids = method.layer.centroids
-        sums, n = F.kmeans_update(z, run.state["labels"], len(centroids), backend=method.backend)
+        sums, n = cluster_sums(z, run.state["labels"], len(centroids), backend=method.backend)
         means = sums / n.clamp_min(1).unsqueeze(1)
         centroids.copy_(torch.where(n.unsqueeze(1) > 0, means, centroids))
 
@@ -120,7 +126,7 @@ class EpochGaussians(EpochCentroids):
                 "network: got one whose codes are points; the form 'gaussian' takes 'variational'"
             )
 
-    def refresh(self, method: Composition, run: Run, z: Tensor) -> None:
+    def refresh(self, method: Composition, run: Run, z: Values) -> None:
         """Labels and means as before, and the clusters' precisions (K, D)."""
         super().refresh(method, run, z)
         labels, centroids = run.state["labels"], method.layer.centroids

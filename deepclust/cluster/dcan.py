@@ -15,10 +15,11 @@ from torch import Tensor
 from deepclust import functional as F
 from deepclust import losses
 from deepclust.cluster._checks import check_above_zero, check_at_least_zero, check_integer, either
+from deepclust.cluster._columns import Column, Values, as_one, collected, in_blocks
 from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Clustering, Composition, Forward, Regulariser
 from deepclust.cluster._data import Rows
-from deepclust.cluster._start import fit_mixture, within_variances
+from deepclust.cluster._start import cluster_sums, fit_mixture, moments, within_variances
 from deepclust.cluster._trainer import Batch, Phase, Run, Stage
 from deepclust.cluster.regularisers import Reconstruction
 from deepclust.kernels._blocks import full_precision
@@ -185,11 +186,11 @@ class Adversarial(Clustering):
         assert isinstance(opponent, Discriminator)
         return opponent
 
-    def start(self, method: Composition, run: Run, z: Tensor) -> None:
+    def start(self, method: Composition, run: Run, z: Values) -> None:
         """Clusters by k-means with restarts, a mixture from there, and the embeddings' scale."""
         centroids, labels = method.recipe.start(run, z)
         if self.positives != "prior":  # which has a scale of its own: 1
-            self.opponent(method).standardise(z)
+            self.opponent(method).standardise(*moments(z))
         if self.clusters == "mixture":
             mixture = fit_mixture(z, labels, len(centroids), method.backend)
             for parameter, values in zip(method.layer.parameters(), mixture.params, strict=True):
@@ -197,11 +198,11 @@ class Adversarial(Clustering):
         else:
             method.layer.means.copy_(centroids)
             self.iterate(method, z)
-        _, run.state["labels"], _ = F.frequencies(z, method.head(), backend=method.backend)
+        _, run.state["labels"], _ = method.assigned(run, z)
         chosen = torch.randperm(len(z), generator=run.rng("latents"))
         chosen = chosen[: max(self.n_latents, run.settings.batch_size)]
         run.state["latents"] = z[chosen.to(z.device)]
-        run.state["jsd"] = z.new_zeros(())
+        run.state["jsd"] = torch.zeros((), device=z.device)
 
     def losses(
         self, method: Composition, run: Run, batch: Batch, forward: Forward
@@ -255,16 +256,17 @@ class Adversarial(Clustering):
         run.log("jsd", jsd)
         run.state["jsd"].lerp_(jsd, 1 - MEMORY)
 
-    def iterate(self, method: Composition, z: Tensor) -> None:
+    def iterate(self, method: Composition, z: Values) -> None:
         """One iteration of Lloyd's algorithm, or of expectation maximisation, on z (n, D).
 
         A cluster that nothing belongs to stays as it is.
         """
         layer, options = method.layer, dict[str, Any](backend=method.backend, check=False)
-        with full_precision(z):
+        with full_precision(layer.means):
             if layer.nearest:
                 n, means, variances = lloyd(z, layer.means, options)
             else:
+                z = as_one(z)
                 n, means, variances = maximisation(z, F.assign(z, layer.head(), **options))
         floor = FLOOR * self.opponent(method).scale.square()
         taken = (n > 0).unsqueeze(1)
@@ -273,10 +275,10 @@ class Adversarial(Clustering):
         layer.log_var.copy_(torch.where(taken, log_var, layer.log_var))
         layer.log_weights.copy_(n.clamp_min(torch.finfo(n.dtype).tiny).log() - math.log(len(z)))
 
-    def refresh(self, method: Composition, run: Run, z: Tensor) -> None:
+    def refresh(self, method: Composition, run: Run, z: Values) -> None:
         """Labels and sizes, and whether the two networks still do what they are for."""
         super().refresh(method, run, z)
-        spread = float(z.var(0, correction=0).mean() / self.opponent(method).scale.square())
+        spread = float(moments(z)[1].mean() / self.opponent(method).scale.square())
         jsd = float(run.state["jsd"]) / math.log(2)
         run.log("spread", spread)
         _report(
@@ -311,10 +313,11 @@ class Adversarial(Clustering):
         )
 
 
-def lloyd(z: Tensor, means: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def lloyd(z: Values, means: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Sizes (K,), means and variances (K, D) of rows z (n, D) by their nearest mean."""
-    labels, _ = F.kmeans_assign(z, means, **options)
-    sums, n = F.kmeans_update(z, labels, len(means), **options)
+    parts = ((rows, F.kmeans_assign(some, means, **options)[0]) for rows, some in in_blocks(z))
+    labels = collected(len(z), parts, spill=isinstance(z, Column)).values
+    sums, n = cluster_sums(z, labels, len(means), **options)
     means = sums / n.clamp_min(1).unsqueeze(1)
     return n, means, within_variances(z, means, labels, **options)
 

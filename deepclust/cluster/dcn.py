@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deepclust import functional as F
 from deepclust.cluster._checks import check_above_zero, check_integer
+from deepclust.cluster._columns import Values
 from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Centroids, Composition, Forward, Regulariser
 from deepclust.cluster._trainer import Batch, Epochs, Run
@@ -52,7 +53,7 @@ class RunningMeans(Centroids):
     def __post_init__(self) -> None:
         check_integer("initial_count", self.initial_count, 1)
 
-    def start(self, method: Composition, run: Run, z: Tensor) -> None:
+    def start(self, method: Composition, run: Run, z: Values) -> None:
         """Centroids and labels by k-means, and the counts that centroids begin with."""
         super().start(method, run, z)
         run.state["counts"] = torch.full(

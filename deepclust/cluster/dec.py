@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deepclust import functional as F
 from deepclust.cluster._checks import as_length, check_above_zero
+from deepclust.cluster._columns import Values
 from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Centroids, Composition, Forward
 from deepclust.cluster._trainer import Batch, Length, Run
@@ -68,11 +69,11 @@ class Hardening(Centroids):
         if not (is_number(self.tol) and self.tol >= 0):
             raise ValueError(f"tol: got {self.tol!r}; it takes a share of at least 0")
 
-    def refresh(self, method: Composition, run: Run, z: Tensor) -> None:
+    def refresh(self, method: Composition, run: Run, z: Values) -> None:
         """The target of the whole data, eq. 3, and how many labels changed."""
         super().refresh(method, run, z)
-        run.state["snapshot"] = F.freeze_target(
-            z, method.head(), power=self.power, frequencies=run.state["frequencies"], check=False
+        run.state["snapshot"] = frozen(
+            z, method.head(), power=self.power, frequencies=run.state["frequencies"]
         )
 
     def losses(
@@ -88,6 +89,12 @@ class Hardening(Centroids):
         if run.update > 0 and run.state["changed"] < self.tol:
             return f"{run.state['changed']:.3%} of the labels changed, fewer than tol={self.tol:g}"
         return None
+
+
+def frozen(z: Values, head: F.Head, **options: Any) -> F.Snapshot:
+    """`freeze_target` of embeddings (N, D) whose frequencies are known, wherever they lie."""
+    target = F.freeze_target(z[:0], head, check=False, **options)
+    return F.Snapshot(z, target.head, target.bias, target.power)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepclust import functional as F
 from deepclust.cluster._checks import as_length, check_above_zero, either
+from deepclust.cluster._columns import Values, mapped
 from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Centroids, Clustering, Composition, Forward
 from deepclust.cluster._trainer import Batch, Length, Run
@@ -61,13 +62,13 @@ class KMeansLoss(Centroids):
         kind = Whitened if self.whiten else StudentTAssignment
         return kind(n_clusters, n_features, self.nu, backend=backend)
 
-    def start(self, method: Composition, run: Run, z: Tensor) -> None:
+    def start(self, method: Composition, run: Run, z: Values) -> None:
         """Centroids and labels by k-means, on whitened features if so asked."""
         if isinstance(method.layer, Whitened):
             method.layer.forget()  # what an earlier start found
             z = method.embedded(run)
             method.layer.fit(z)
-            z = method.project(z)
+            z = mapped(method.project, z)
         super().start(method, run, z)
 
     def losses(

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from deepclust import functional as F
 from deepclust.cluster._checks import as_length, check_at_least_zero, either
+from deepclust.cluster._columns import Values, as_one, mapped
 from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import ONCE_A_PASS, Clustering, Composition, Forward
 from deepclust.cluster._data import Rows
 from deepclust.cluster._trainer import Batch, Epochs, Length, Run
+from deepclust.cluster.dec import frozen
 from deepclust.cluster.interventions import CollapseGuard
 from deepclust.kernels._blocks import row_blocks
 from deepclust.kernels._checks import is_number
@@ -172,35 +174,34 @@ class BalancedSoftMax(Clustering):
         _, outputs = method.denoise(forward.x, self.shares(method.network))
         return {"reconstruction": self._reconstruction(method, outputs, forward)}
 
-    def start(self, method: Composition, run: Run, z: Tensor) -> None:
+    def start(self, method: Composition, run: Run, z: Values) -> None:
         """The directions of k-means' centroids, and its labels for the warm-up."""
         centroids, labels = method.recipe.start(run, z)
         if run.settings.y is not None:
-            order = matched(labels, run.settings.y, len(centroids)).to(z.device)
-            centroids, labels = centroids[order], order.argsort()[labels]
+            order = matched(as_one(labels), run.settings.y, len(centroids)).to(z.device)
+            centroids, labels = centroids[order], mapped(order.argsort().__getitem__, labels)
         method.layer.weight.copy_(nn.functional.normalize(centroids))
         method.layer.bias.zero_()
         run.state["labels"] = labels
         nearest, alike = F.StudentT(centroids), torch.ones_like(centroids[:, 0])
-        run.state["snapshot"] = F.freeze_target(
-            z, nearest, power=float("inf"), frequencies=alike, check=False
-        )
+        run.state["snapshot"] = frozen(z, nearest, power=float("inf"), frequencies=alike)
 
-    def refresh(self, method: Composition, run: Run, z: Tensor) -> None:
+    def refresh(self, method: Composition, run: Run, z: Values) -> None:
         """The target of the whole data, eq. 7, of clean rows."""
         super().refresh(method, run, z)
         if run.update < run.in_updates(as_length("warmup_updates", self.warmup_updates, 0)):
             return
         f = run.state["frequencies"]
         prior = by_rank(size_prior(self.prior, len(f)).to(f), f)
-        head, options = method.head(), dict[str, Any](prior=prior, check=False)
         power = 2.0 if self.target == "published-code" else 1.0
-        target = F.freeze_target(z, head, power=power, frequencies=f, **options)
+        target = frozen(z, method.head(), power=power, frequencies=f, prior=prior)
         if self.target == "exact":
-            closed = F.balance_objective(target, prior, backend=method.backend)
-            target = F.freeze_balanced_target(z, head, backend=method.backend, **options)
-            run.log("objective", F.balance_objective(target, prior, backend=method.backend))
-            run.log("objective of eq. 7", closed)
+            options: dict[str, Any] = {"prior": prior, "backend": method.backend}
+            closed = F.Snapshot(as_one(z), target.head, target.bias, power)
+            exact = F.freeze_balanced_target(closed.z, method.head(), check=False, **options)
+            run.log("objective", F.balance_objective(exact, **options))
+            run.log("objective of eq. 7", F.balance_objective(closed, **options))
+            target = F.Snapshot(z, exact.head, exact.bias, exact.power)
         run.state["moved"] = moved = mean_square(target, run.state["snapshot"])
         run.log("change of target", moved)
         run.state["snapshot"] = target

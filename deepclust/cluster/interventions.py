@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepclust import functional as F
 from deepclust.cluster._checks import as_length
+from deepclust.cluster._columns import Values, added, in_blocks
 from deepclust.cluster._composition import Composition, Intervention
 from deepclust.cluster._trainer import Epochs, Length, Run
 from deepclust.kernels._checks import is_number
@@ -44,7 +44,7 @@ class SoftReset(Intervention):
         if not (is_number(self.until) and 0 <= self.until <= 1):
             raise ValueError(f"until: got {self.until!r}; it takes a share from 0 to 1")
 
-    def act(self, method: Composition, run: Run, z: Tensor) -> Tensor:
+    def act(self, method: Composition, run: Run, z: Values) -> Values:
         """Reset where one is due."""
         if run.update < self._next(run) or not self.holds(run):
             return z
@@ -97,23 +97,35 @@ class CollapseGuard(Intervention):
         if not (is_number(self.least) and 0 <= self.least < 1):
             raise ValueError(f"least: got {self.least!r}; it takes a share from 0 to below 1")
 
-    def act(self, method: Composition, run: Run, z: Tensor) -> Tensor:
+    def act(self, method: Composition, run: Run, z: Values) -> Values:
         """Move the clusters that are too small."""
-        head = method.head()
         centres = next(method.layer.parameters())  # (K, D) of every head
-        labels = F.frequencies(z, head, backend=method.backend)[1]
-        counts = labels.bincount(minlength=len(centres)).double()
+        _, labels, _ = method.assigned(run, z)
+        counts = added(some.bincount(minlength=len(centres)) for _, some in in_blocks(labels))
+        counts = counts.double()
         small = (counts <= self.least * len(run) / len(centres)).nonzero().flatten()
         for cluster in small.tolist():
             largest = int(counts.argmax())
-            distance = (z - centres[largest]).square().sum(1)
-            row = int(torch.where(labels == largest, distance, -1.0).argmax())
-            centres[cluster] = z[row]
+            row = _farthest(z, labels, centres[largest], largest)
+            centres[cluster] = z[row][0]
             for parameter in list(method.layer.parameters())[1:]:
                 parameter[cluster] = parameter[largest]
-            labels[row], counts[largest], counts[cluster] = cluster, counts[largest] - 1, 1
+            labels[row] = torch.full_like(row, cluster)
+            counts[largest], counts[cluster] = counts[largest] - 1, 1
         if len(small):
             run.forget(method.layer.parameters())
             method.recipe.clustering.moved(method, run, small)
         run.log("moved clusters", float(len(small)))
         return z
+
+
+def _farthest(z: Values, labels: Values, centre: Tensor, label: int) -> Tensor:
+    """The number (1,) of the row z_i of this label that is farthest from a centre (D,)."""
+    farthest, most = torch.zeros(1, dtype=torch.int64, device=centre.device), -1.0
+    for rows, some in in_blocks(z):
+        distance = (some - centre).square().sum(1)
+        distance = torch.where(labels[rows] == label, distance, -1.0)
+        if len(some) and float(distance.max()) > most:
+            most = float(distance.max())
+            farthest = rows.start + distance.argmax(0, keepdim=True)
+    return farthest

@@ -17,6 +17,7 @@ from torch import Tensor
 from deepclust import functional as F
 from deepclust import losses
 from deepclust.cluster._checks import check_integer
+from deepclust.cluster._columns import Values
 from deepclust.cluster._composition import Composition, Forward, Regulariser
 from deepclust.cluster._data import Rows
 from deepclust.cluster._trainer import Batch, Run, Stage
@@ -100,12 +101,12 @@ class Balance(Regulariser):
         """The prior has to fit the number of clusters."""
         losses.size_prior(self.prior, method.head().n_clusters)
 
-    def started(self, method: Composition, run: Run, z: Tensor) -> None:
+    def started(self, method: Composition, run: Run, z: Values) -> None:
         """The running mean starts at the shares of the whole data."""
-        f, _, _ = F.frequencies(z, method.head(), backend=method.backend)
+        f, _, _ = method.assigned(run, z)
         run.state["balance mean"] = f / len(run)
 
-    def refresh(self, method: Composition, run: Run, z: Tensor) -> None:
+    def refresh(self, method: Composition, run: Run, z: Values) -> None:
         """Which cluster takes which share, by their present sizes."""
         f = run.state["frequencies"]
         prior = losses.size_prior(self.prior, len(f)).to(f)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deepclust import functional as F
 from deepclust.cluster._checks import either
+from deepclust.cluster._columns import Values
 from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Clustering, Composition, Forward
 from deepclust.cluster._data import Rows
@@ -102,14 +103,14 @@ class Mixture(Clustering):
         """The mixture, trained with the network."""
         return GaussianAssignment(n_clusters, n_features, backend=backend)
 
-    def start(self, method: Composition, run: Run, z: Tensor) -> None:
+    def start(self, method: Composition, run: Run, z: Values) -> None:
         """A mixture of diagonal Gaussians fitted to the codes (section 3.2), from k-means' end."""
         centroids, labels = method.recipe.start(run, z)
         layer = method.layer
         mixture = fit_mixture(z, labels, len(centroids), method.backend)
         for parameter, values in zip(layer.parameters(), mixture.params, strict=True):
             parameter.copy_(values)
-        _, run.state["labels"], _ = F.frequencies(z, layer.head(), backend=method.backend)
+        _, run.state["labels"], _ = method.assigned(run, z)
 
     def begin(self, method: Composition, run: Run) -> None:
         """The encoder's variances start well inside the clusters, which the paper leaves open.

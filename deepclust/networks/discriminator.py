@@ -54,10 +54,10 @@ class Discriminator(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     @torch.no_grad()
-    def standardise(self, z: Tensor) -> None:
-        """Take the middle and the spread of embeddings z (N, D) for those of all to come."""
-        self.origin.copy_(z.mean(0))
-        spread = z.var(0, correction=0).mean().sqrt()
+    def standardise(self, mean: Tensor, variances: Tensor) -> None:
+        """Take the middle and the spread of embeddings, (D,) both, for those of all to come."""
+        self.origin.copy_(mean)
+        spread = variances.mean().sqrt()
         self.scale.copy_(torch.where(spread > 0, spread, 1))
 
     def forward(self, z: Tensor) -> Tensor:

@@ -27,8 +27,9 @@ class Snapshot:
     embeddings).
 
     Attributes:
-        z: Embeddings (N, D), by reference: a tensor, or one over a memory map. Changing it in place
-            changes the target.
+        z: Embeddings (N, D), by reference: a tensor, one over a memory map, or anything else with
+            a shape and a device whose rows are tensors, z[rows]. Changing it in place changes the
+            target.
         head: A copy of the head.
         bias: The column bias power * (log u - log f) / 2 (K,), up to a constant, in float32 or
             float64; where power is infinite, without that factor.
@@ -45,11 +46,11 @@ class Snapshot:
         tensor([[0.9615, 0.0385]])
     """
 
-    def __init__(self, z: Tensor, head: Head, bias: Tensor, power: float) -> None:
+    def __init__(self, z: Any, head: Head, bias: Tensor, power: float) -> None:
         self.z, self.head, self.bias, self.power = z, head, bias, power
 
     def __len__(self) -> int:
-        return self.z.shape[0]
+        return int(self.z.shape[0])
 
     def __getitem__(self, rows: Rows) -> Snapshot:
         if isinstance(rows, np.ndarray):
