@@ -61,7 +61,7 @@ def fit(path: str, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         "parameters": parameters,
         "n": len(found.labels_),
         "d": found.n_features_in_,
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds, 3),
         "gigabytes_read": round(read / 1e9, 2),
         "gigabytes_a_second": round(read / 1e9 / seconds, 3),
         "peak_resident_mb": of_process("status", "VmHWM") >> 10,

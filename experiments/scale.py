@@ -117,7 +117,7 @@ def rows(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
         n, k = run["n"], run["k"]
         cost = run["seconds"] / (PASSES - 1) / (n * k) * 1e9  # one pass computes nothing
         size = f"{4 * D * n / 1e9:.2f} GB"
-        cells = [f"{n:,}", f"{k:,}", size, f"{run['seconds']:.1f}", str(run["peak_resident_mb"])]
+        cells = [f"{n:,}", f"{k:,}", size, f"{run['seconds']:.2f}", str(run["peak_resident_mb"])]
         yield f"| {' | '.join([*cells, f'{cost:.2f}'])} |"
     # By least squares of relative errors: seconds = passes (a N + b N K).
     n, k, seconds = (np.array([run[name] for run in runs]) for name in ("n", "k", "seconds"))

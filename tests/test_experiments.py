@@ -691,8 +691,8 @@ def test_the_cost_of_a_pass_is_found_again():
     *table, empty, sentence = scale.rows(scale_runs())
     assert len(table) == len(scale.RUNS)
     # 4 passes of 10^6 (40 + 50) ns; 0.9 ns of each of 10^8 pairs.
-    assert table[1] == "| 1,000,000 | 100 | 0.06 GB | 0.4 | 500 | 0.90 |"
-    assert table[3].startswith("| 100,000,000 | 100 | 6.40 GB | 36.0 | 500 |")
+    assert table[1] == "| 1,000,000 | 100 | 0.06 GB | 0.36 | 500 | 0.90 |"
+    assert table[3].startswith("| 100,000,000 | 100 | 6.40 GB | 36.00 | 500 |")
     assert table[-1].endswith("| 100400 | 0.50 |")
     assert empty == ""
     assert "a pass takes 40 ns a row and 0.50 ns a point and centroid" in sentence
