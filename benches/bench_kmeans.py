@@ -17,6 +17,7 @@ from deepclust.cluster import KMeans, MiniBatchKMeans
 from deepclust.cluster._lloyd import lloyd
 from deepclust.cluster._points import Points
 from deepclust.cluster._seeding import plus_plus
+from deepclust.cluster._sources import Dense
 
 ITERATIONS = 10
 CANDIDATES = 8  # as many as greedy k-means++ has for 1,000 clusters
@@ -30,8 +31,8 @@ def contenders(functions: dict[str, Any], *args: Any) -> list[Contender]:
 
 
 def as_points(x: Tensor) -> Points:
-    options = {"unit": False, "hold": True, "weight": None, "backend": BACKEND}
-    return Points(x, x.dtype, x.device, **options)
+    options = {"unit": False, "hold": True, "sample_weight": None, "backend": BACKEND}
+    return Points(Dense(x), x.dtype, x.device, **options)
 
 
 def bench_kmeans_assign(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> None:
@@ -165,9 +166,13 @@ def bench_lloyd(race: Race, shape: str, data: tuple[Tensor, Tensor]) -> None:
         others.append(Contender("deepclust, unchecked", lambda: unchecked().centroids))
     else:
         arrays = (x.numpy(), centroids.numpy(), ITERATIONS)
-        others = [Contender("scikit-learn", peers.lloyd_sklearn(*arrays))]
-        if (train := peers.lloyd_faiss(*arrays)) is not None:
-            others.append(Contender("faiss", train))
+        others = [
+            Contender(f"scikit-learn, {name}", peers.lloyd_sklearn(*arrays, name))
+            for name in ("lloyd", "elkan")
+        ]
+        for name, find in {"intelex": peers.lloyd_intelex, "faiss": peers.lloyd_faiss}.items():
+            if (train := find(*arrays)) is not None:
+                others.append(Contender(name, train))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if ON_GPU:

@@ -220,16 +220,27 @@ def assign_faiss(x: np.ndarray, centroids: np.ndarray) -> Function | None:
     return lambda: index.search(x, 1)[1].ravel()
 
 
-def lloyd_sklearn(x: np.ndarray, centroids: np.ndarray, iterations: int) -> Function:
+def lloyd_sklearn(
+    x: np.ndarray, centroids: np.ndarray, iterations: int, algorithm: str = "lloyd"
+) -> Function:
     from sklearn.cluster import KMeans
 
-    def run() -> float:
-        model = KMeans(
-            len(centroids), init=centroids, n_init=1, max_iter=iterations, tol=0, algorithm="lloyd"
-        )
-        return float(model.fit(x).inertia_)
+    return lambda: _fitted(KMeans, x, centroids, iterations, algorithm=algorithm)
 
-    return run
+
+def lloyd_intelex(x: np.ndarray, centroids: np.ndarray, iterations: int) -> Function | None:
+    try:
+        from sklearnex.cluster import KMeans
+    except ImportError:
+        return None
+    return lambda: _fitted(KMeans, x, centroids, iterations)
+
+
+def _fitted(
+    made: Function, x: np.ndarray, centroids: np.ndarray, iterations: int, **options: Any
+) -> float:
+    model = made(len(centroids), init=centroids, n_init=1, max_iter=iterations, tol=0, **options)
+    return float(model.fit(x).inertia_)
 
 
 def plus_plus_sklearn(x: np.ndarray, k: int) -> Function:

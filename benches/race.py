@@ -246,7 +246,7 @@ def race(benchmark: Any, machine: Machine, request: pytest.FixtureRequest) -> Ra
 
 
 def _versions() -> dict[str, str]:
-    names = ["torch", "scikit-learn", "faiss-cpu", "numpy"]
+    names = ["torch", "scikit-learn", "scikit-learn-intelex", "faiss-cpu", "numpy"]
     if ON_GPU:
         # Packages such as cuML's are named after the version of CUDA that they were built for.
         packages = metadata.packages_distributions()
