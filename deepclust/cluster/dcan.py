@@ -15,7 +15,7 @@ from torch import Tensor
 from deepclust import functional as F
 from deepclust import losses
 from deepclust.cluster._checks import check_above_zero, check_at_least_zero, check_integer, either
-from deepclust.cluster._columns import Column, Values, as_one, collected, in_blocks
+from deepclust.cluster._columns import Values, as_one, mapped
 from deepclust.cluster._composed import QUICK, ComposedEstimator
 from deepclust.cluster._composition import Clustering, Composition, Forward, Regulariser
 from deepclust.cluster._data import Rows
@@ -315,8 +315,7 @@ class Adversarial(Clustering):
 
 def lloyd(z: Values, means: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Sizes (K,), means and variances (K, D) of rows z (n, D) by their nearest mean."""
-    parts = ((rows, F.kmeans_assign(some, means, **options)[0]) for rows, some in in_blocks(z))
-    labels = collected(len(z), parts, spill=isinstance(z, Column)).values
+    labels = mapped(lambda some: F.kmeans_assign(some, means, **options)[0], z)
     sums, n = cluster_sums(z, labels, len(means), **options)
     means = sums / n.clamp_min(1).unsqueeze(1)
     return n, means, within_variances(z, means, labels, **options)
