@@ -37,6 +37,7 @@ from deepclust.cluster._sources import (
 from deepclust.distributed import Ranks, Shard
 from deepclust.kernels import _checks
 from deepclust.kernels.kmeans_assign.op import assign_and_update
+from deepclust.kernels.kmeans_candidates.op import fill_candidates
 from deepclust.kernels.kmeans_update.op import label_sums
 
 Array = np.ndarray[Any, Any]
@@ -272,17 +273,23 @@ class Points:
         return self.ranks.sum(sums), self.ranks.sum(counts)
 
     def candidates(
-        self, candidates: Tensor, nearest: Column | None
+        self, candidates: Tensor, nearest: Column | None, room: Tensor | None = None
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Block by block what `kmeans_candidates` says of these (C, D), from what was the nearest.
 
-        (Which rows, distances (C, n), potentials (C,)).
+        (Which rows, distances (C, n), potentials (C,)). The distances lie in the room (C N,), if
+        there is one.
         """
+        n_candidates = len(candidates)
         for rows, x in self.blocks():
             so_far = None if nearest is None else nearest[rows]
-            weight = self._weight_of(rows)
-            options: dict[str, Any] = {"backend": self.backend, "check": False}
-            yield rows, *F.kmeans_candidates(x, candidates, so_far, weight, **options)
+            if room is None:
+                sq_dist = candidates.new_empty(n_candidates * len(x))
+            else:
+                sq_dist = room[n_candidates * rows.start : n_candidates * rows.stop]
+            sq_dist = sq_dist.view(n_candidates, len(x))
+            options = self._weight_of(rows), sq_dist, self.backend
+            yield rows, sq_dist, fill_candidates(x, candidates, so_far, *options)
 
     def weighted(self, values: Tensor, rows: slice) -> Tensor:
         """Values of these rows times their weights."""
@@ -450,10 +457,7 @@ class Draw:
 
     def __call__(self, size: int, rng: np.random.RandomState) -> Array:
         """Numbers (size,) of rows, the same one possibly again."""
-        return self.at(rng.random_sample(size))
-
-    def at(self, u: Array) -> Array:
-        """The rows (size,) at which these shares of all weight, from 0 to 1, are reached."""
+        u = rng.random_sample(size)
         if self._cumulative is None:
             rows = (u * self._n).astype(np.int64)
         else:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.random import RandomState
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from deepclust.cluster._columns import BLOCK_ROWS, Column
@@ -16,6 +17,7 @@ from deepclust.cluster._points import Draw, Points, total
 
 Array = np.ndarray[Any, Any]
 
+PIECE_ROWS = 1 << 10
 ROUNDS, OVERSAMPLING = 5, 2  # of k-means||: r, and l / K, as in the paper's experiments
 RECLUSTER_ITERATIONS = 20
 
@@ -29,12 +31,16 @@ def plus_plus(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
     """
     chosen: list[int] = []
     nearest: Column | None = None
+    n_drawn = 2 + int(np.log(n_clusters))
+    room = None
+    if points.held:
+        room = torch.empty(n_drawn * len(points), dtype=points.dtype, device=points.device)
     drawn = _draw(points, None, 1, rng)
     while True:
         x = points.take(drawn)
         potentials = torch.zeros(len(x), dtype=torch.float64, device=points.device)
         held = []
-        for rows, sq_dist, more in points.candidates(x, nearest):
+        for rows, sq_dist, more in points.candidates(x, nearest, room):
             potentials += more
             if points.held:
                 held.append((rows, sq_dist))
@@ -52,7 +58,7 @@ def plus_plus(points: Points, n_clusters: int, rng: RandomState) -> Tensor:
         if not held:
             for rows, sq_dist, _ in again:
                 nearest[rows] = sq_dist[0]
-        drawn = _draw(points, nearest, 2 + int(np.log(n_clusters)), rng)
+        drawn = _draw(points, nearest, n_drawn, rng)
     chosen += chosen[:1] * (n_clusters - len(chosen))
     return points.take(np.array(chosen))
 
@@ -159,16 +165,35 @@ def _draw(points: Points, values: Column | None, size: int, rng: RandomState) ->
     blocks = [slice(start, min(start + BLOCK_ROWS, len(points))) for start in starts]
     shares = points.ranks.objects([total(weights_of(rows)) for rows in blocks])
     before = sum(map(len, shares[: points.ranks.rank]))
-    ends = np.cumsum([share for part in shares for share in part])
-    place = rng.random_sample(size) * ends[-1]
-    within = np.minimum(np.searchsorted(ends, place, side="right"), len(ends) - 1)
+    reached, left = _reached([share for part in shares for share in part], rng.random_sample(size))
     drawn = np.zeros(size, np.int64)
     for number, rows in enumerate(blocks, before):
-        here = within == number
+        here = reached == number
         if here.any():
-            share = shares[points.ranks.rank][number - before]
-            with np.errstate(invalid="ignore"):  # sums past the type's range
-                u = (place[here] - (ends[number] - share)) / share
-            weights = weights_of(rows)
-            drawn[here] = points.ranks.start + rows.start + Draw(weights, len(weights)).at(u)
+            found = _reached_row(weights_of(rows).cpu().numpy(), left[here])
+            drawn[here] = points.ranks.start + rows.start + found
     return points.ranks.add(torch.from_numpy(drawn)).numpy()
+
+
+def _reached(shares: ArrayLike, u: Array) -> tuple[Array, Array]:
+    """Where these parts u (n,) of all shares are reached: (in which share, in which part of it)."""
+    shares = np.asarray(shares, np.float64)
+    ends = np.cumsum(shares)
+    place = u * ends[-1]
+    found = np.minimum(np.searchsorted(ends, place, side="right"), len(ends) - 1)
+    with np.errstate(invalid="ignore"):  # sums past the type's range
+        return found, (place - (ends[found] - shares[found])) / shares[found]
+
+
+def _reached_row(weights: Array, u: Array) -> Array:
+    """The rows at which these parts u (n,) of all weight are reached.
+
+    By the sums of pieces first: running sums of all rows would take longer than a pass over X.
+    """
+    starts = np.arange(0, len(weights), PIECE_ROWS)
+    pieces, u = _reached(np.add.reduceat(weights, starts, dtype=np.float64), u)
+    found = [
+        start + _reached(weights[start : start + PIECE_ROWS], u[i : i + 1])[0][0]
+        for i, start in enumerate(starts[pieces])
+    ]
+    return np.array(found)

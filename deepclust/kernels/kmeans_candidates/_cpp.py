@@ -15,13 +15,13 @@ def forward(
     nearest: Tensor | None,
     sample_weight: Tensor | None,
     check: bool,
-) -> tuple[Tensor, Tensor]:
-    """sq_dist (C, N), and potentials (C,) in float64."""
+    sq_dist: Tensor,
+) -> Tensor:
+    """Fills sq_dist (C, N); potentials (C,) in float64."""
     x = x.to(candidates.dtype)
     (n, d), k = x.shape, len(candidates)
     nearest = None if nearest is None else nearest.contiguous()
     weight = None if sample_weight is None else sample_weight.contiguous()
-    sq_dist = torch.empty(k, n, dtype=x.dtype)
     potentials = torch.empty(k, dtype=torch.float64)
     bad = _C.kmeans_candidates(
         matrix(x),
@@ -38,4 +38,4 @@ def forward(
         check,
     )
     refuse(bad, "x", "candidates")
-    return sq_dist, potentials
+    return potentials

@@ -19,12 +19,12 @@ def forward(
     nearest: Tensor | None,
     sample_weight: Tensor | None,
     check: bool,
-) -> tuple[Tensor, Tensor]:
-    """sq_dist (C, N), and potentials (C,) in float64."""
+    sq_dist: Tensor,
+) -> Tensor:
+    """Fills sq_dist (C, N); potentials (C,) in float64."""
     if check:
         _checks.check_finite("x", x)
         _checks.check_finite("candidates", candidates)
-    sq_dist = candidates.new_empty(len(candidates), x.shape[0])
     potentials = candidates.new_zeros(len(candidates), dtype=torch.float64)
     for rows in row_blocks(x.shape[0], x.shape[1]):
         x_rows = x[rows].to(candidates.dtype)
@@ -34,4 +34,4 @@ def forward(
                 torch.minimum(found, nearest[rows], out=found)
             weight = 1 if sample_weight is None else sample_weight[rows]
             potentials[c] += (found.double() * weight).sum()
-    return sq_dist, potentials
+    return potentials

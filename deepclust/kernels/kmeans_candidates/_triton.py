@@ -62,8 +62,9 @@ def forward(
     nearest: Tensor | None,
     sample_weight: Tensor | None,
     check: bool,
-) -> tuple[Tensor, Tensor]:
-    """sq_dist (C, N), and potentials (C,) in float64."""
+    sq_dist: Tensor,
+) -> Tensor:
+    """Fills sq_dist (C, N); potentials (C,) in float64."""
     if check:
         _checks.check_finite("x", x)
         _checks.check_finite("candidates", candidates)
@@ -71,7 +72,6 @@ def forward(
     (n, d), n_candidates, dtype = x.shape, len(m), m.dtype
     tiles = tiles_for("stream", chip_of(x.device), d, itemsize=dtype.itemsize)
     parts = cdiv(n, tiles.n)
-    sq_dist = m.new_empty(n_candidates, n)
     potentials = m.new_empty(parts, n_candidates, dtype=torch.float64)
     launch(
         _kmeans_candidates_fwd_kernel, (parts,), x, *x.stride(), m,
@@ -79,4 +79,4 @@ def forward(
         None if sample_weight is None else sample_weight.contiguous(),
         sq_dist, potentials, n, n_candidates, d, tiles=tiles, BLOCK_N=tiles.n, BLOCK_D=tiles.d,
     )  # fmt: skip
-    return sq_dist, potentials.sum(0)
+    return potentials.sum(0)

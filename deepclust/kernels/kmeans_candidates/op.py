@@ -73,19 +73,40 @@ def _forward(
     backend: str,
     check: bool,
 ) -> tuple[Tensor, Tensor]:
-    kernel = _dispatch.kernel("kmeans_candidates", backend, x.device)
     check, dtype = _checks.wants_check(check, x), _checks.compute_dtype(x.dtype)
     for name, vector in (("nearest", nearest), ("sample_weight", sample_weight)):
         if check and vector is not None:
             _checks.check_finite(name, vector)
-    sq_dist, potentials = kernel.forward(
+    sq_dist = x.new_empty(len(candidates), x.shape[0], dtype=dtype)
+    potentials = fill_candidates(x, candidates, nearest, sample_weight, sq_dist, backend, check)
+    return sq_dist, potentials.to(dtype)
+
+
+@torch.no_grad()
+def fill_candidates(
+    x: Tensor,
+    candidates: Tensor,
+    nearest: Tensor | None,
+    sample_weight: Tensor | None,
+    sq_dist: Tensor,
+    backend: str,
+    check: bool = False,
+) -> Tensor:
+    """`kmeans_candidates` into sq_dist (C, N): memory that is new each time costs as much as they.
+
+    Returns the potentials (C,) in float64, so that those of several blocks add up as those of one.
+    """
+    kernel = _dispatch.kernel("kmeans_candidates", backend, x.device)
+    dtype = sq_dist.dtype
+    potentials: Tensor = kernel.forward(
         x,
         candidates.to(dtype),
         None if nearest is None else nearest.to(dtype),
         None if sample_weight is None else sample_weight.to(dtype),
         check,
+        sq_dist,
     )
-    return sq_dist, potentials.to(dtype)
+    return potentials
 
 
 _dispatch.define(
