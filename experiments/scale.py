@@ -28,23 +28,24 @@ from experiments.tables import HERE, settle
 D, ITERATIONS = 16, 3
 # (N, K): N at one K, then K at one N.
 RUNS = [(10**5, 100), (10**6, 100), (10**7, 100), (10**8, 100)] + [
-    (10**5, k) for k in (10, 1_000, 10_000, 100_000)
+    (10**6, k) for k in (10, 1_000, 10_000, 100_000)
 ]
 # One looks for NaN, one an iteration, and one finds the labels.
 PASSES = ITERATIONS + 2
 
 # Of one GPU (H100 SXM): bytes a second of its memory, of PCIe, of NVLink to others in the machine,
 # of the network; and operations a second in TF32 that a streaming product reaches, half the peak.
+# One in float32 takes three of these.
 GPU = {"memory": 3.0e12, "PCIe": 5.5e10, "NVLink": 4.5e11, "network": 5.0e10}
-OPERATIONS = 2.0e14
+OPERATIONS, PRODUCTS = 2.0e14, 3
 PROJECTED = [(10**9, 128, 1_000, 8), (10**9, 128, 10**5, 8), (10**10, 128, 10**5, 64)]
 
 HEAD = """\
 # Scale
 
 Written by `python -m experiments.scale` from `experiments/results/scale.json`; `--measure`
-makes that anew. Each row is a fresh process: `KMeans(K, init="random", max_iter={iterations},
-tol=0)` of a file of blobs, D = {d}, float32, which is read {passes} times: to look for NaN, for
+makes that anew. Each row is a fresh process: `KMeans(K, init="random", n_init=1,
+max_iter={iterations}, tol=0)` of a file of blobs, D = {d}, float32, which is read {passes} times: to look for NaN, for
 each iteration, and for the labels. *Peak* is the process's most resident memory, of which
 {imported} MB are the imported libraries. *Cost* is the time of a pass over N K: of one point and
 one centroid, reading and all.
@@ -59,7 +60,7 @@ PROJECTION = """
 
 Computed, not run. Each GPU holds its share of N in its memory where that has room (80 GB), else
 the share crosses PCIe in every iteration. An iteration reads the share once, takes 2 N D K
-operations, and adds up K (D + 1) float64 numbers over all GPUs, which a ring sends twice: within
+operations {products} times over (float32 in products of TF32), and adds up K (D + 1) float64 numbers over all GPUs, which a ring sends twice: within
 a machine of eight over NVLink, between machines over the network.
 
 Assumed of one GPU: {gpu}; {operations:.0f} TFLOP/s of products in TF32, which is half of the
@@ -87,7 +88,7 @@ def measure(folder: Path) -> dict[str, Any]:
             if n != written:
                 write_blobs(path, n, D)
                 written = n
-            parameters = {"n_clusters": k, "init": "random", "random_state": 0}
+            parameters = {"n_clusters": k, "init": "random", "n_init": 1, "random_state": 0}
             parameters |= {"max_iter": ITERATIONS, "tol": 0.0}
             command = [sys.executable, "-W", "ignore", "-m", "experiments.out_of_core", "--fit"]
             command += [str(path), "KMeans", json.dumps(parameters)]
@@ -133,11 +134,11 @@ def rows(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def projection() -> Iterator[str]:
     gpu = ", ".join(f"{name} {speed / 1e9:,.0f} GB/s" for name, speed in GPU.items())
-    yield PROJECTION.format(gpu=gpu, operations=OPERATIONS / 1e12)
+    yield PROJECTION.format(gpu=gpu, operations=OPERATIONS / 1e12, products=PRODUCTS)
     for n, d, k, gpus in PROJECTED:
         share = 4 * n * d / gpus
         read = share / (GPU["memory"] if share < 7e10 else GPU["PCIe"])
-        product = 2 * n * d * k / gpus / OPERATIONS
+        product = PRODUCTS * 2 * n * d * k / gpus / OPERATIONS
         link = GPU["NVLink"] if gpus <= 8 else GPU["network"]
         sums = 2 * 8 * k * (d + 1) * (gpus - 1) / gpus / link
         whole = max(read, product) + sums
