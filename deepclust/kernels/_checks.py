@@ -7,6 +7,8 @@ import numbers
 import torch
 from torch import Tensor
 
+from deepclust.kernels._autograd import transforming
+
 _HALF = (torch.float16, torch.bfloat16)
 _FLOATS = (torch.float32, torch.float64, *_HALF)
 
@@ -146,8 +148,11 @@ def bad_row(name: str, row: int) -> None:
 
 
 def wants_check(check: bool, tensor: Tensor) -> bool:
-    """Whether to look at values: on CUDA that would wait for the device, so never there."""
-    return check and tensor.device.type == "cpu"
+    """Whether to look at values: on CUDA that would wait for the device, so never there.
+
+    Nor within torch.func's transforms, where there may be none to look at.
+    """
+    return check and tensor.device.type == "cpu" and not transforming()
 
 
 def is_number(value: object) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deepclust.kernels import _checks, _dispatch, heads
+from deepclust.kernels import _checks, _dispatch, _operators, heads
 from deepclust.kernels._blocks import full_precision
 from deepclust.kernels.heads import Head
 
@@ -58,8 +58,8 @@ def frequencies(
         _checks.check_labels("previous_labels", previous_labels, z.shape[0])
         _checks.check_same_device(z=z, previous_labels=previous_labels)
     args = (z, list(head.params), previous_labels, head.form, backend, precision, check)
-    if torch.compiler.is_compiling():
-        compiled: tuple[Tensor, Tensor, Tensor] = torch.ops.deepclust.frequencies(*args)
+    if _operators.wanted():
+        compiled: tuple[Tensor, Tensor, Tensor] = _operators.run("frequencies", *args)
         return compiled
     return _forward(*args)
 
@@ -84,7 +84,7 @@ def _forward(
     return f.to(dtype), labels, n_changed
 
 
-_dispatch.define(
+_operators.define(
     "frequencies(Tensor z, Tensor[] params, Tensor? previous_labels, str form, str backend,"
     " str precision, bool check) -> (Tensor, Tensor, Tensor)",
     _forward,

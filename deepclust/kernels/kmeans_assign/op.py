@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepclust.kernels import _checks, _dispatch
+from deepclust.kernels import _checks, _dispatch, _operators
 from deepclust.kernels._blocks import full_precision
 from deepclust.kernels.kmeans_update.op import label_sums
 
@@ -48,12 +48,11 @@ def kmeans_assign(
     _checks.check_clusters("centroids", centroids)
     _checks.check_matrix("x", x, centroids.shape[1])
     _checks.check_together(x=x, centroids=centroids)
-    if torch.compiler.is_compiling():
-        compiled: tuple[Tensor, Tensor] = torch.ops.deepclust.kmeans_assign(
-            x, centroids, backend, precision, check
-        )
+    args = (x, centroids, backend, precision, check)
+    if _operators.wanted():
+        compiled: tuple[Tensor, Tensor] = _operators.run("kmeans_assign", *args)
         return compiled
-    return _forward(x, centroids, backend, precision, check)
+    return _forward(*args)
 
 
 @torch.no_grad()
@@ -143,7 +142,7 @@ class Following:
         self._centroids = centroids
 
 
-_dispatch.define(
+_operators.define(
     "kmeans_assign(Tensor x, Tensor centroids, str backend, str precision, bool check)"
     " -> (Tensor, Tensor)",
     _forward,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepclust.kernels import _checks, _dispatch
+from deepclust.kernels import _checks, _dispatch, _operators
 
 
 def kmeans_candidates(
@@ -58,8 +58,8 @@ def kmeans_candidates(
             _checks.check_vector(name, vector, x.shape[0])
     _checks.check_together(x=x, candidates=candidates, nearest=nearest, sample_weight=sample_weight)
     args = (x, candidates, nearest, sample_weight, backend, check)
-    if torch.compiler.is_compiling():
-        compiled: tuple[Tensor, Tensor] = torch.ops.deepclust.kmeans_candidates(*args)
+    if _operators.wanted():
+        compiled: tuple[Tensor, Tensor] = _operators.run("kmeans_candidates", *args)
         return compiled
     return _forward(*args)
 
@@ -88,7 +88,7 @@ def _forward(
     return sq_dist, potentials.to(dtype)
 
 
-_dispatch.define(
+_operators.define(
     "kmeans_candidates(Tensor x, Tensor candidates, Tensor? nearest, Tensor? sample_weight,"
     " str backend, bool check) -> (Tensor, Tensor)",
     _forward,

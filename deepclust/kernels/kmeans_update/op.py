@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepclust.kernels import _checks, _dispatch
+from deepclust.kernels import _checks, _dispatch, _operators
 
 
 def kmeans_update(
@@ -59,8 +59,8 @@ def kmeans_update(
         _checks.check_vector("sample_weight", sample_weight, x.shape[0])
     _checks.check_same_device(x=x, labels=labels, sample_weight=sample_weight)
     args = (x, labels, n_clusters, sample_weight, backend, check)
-    if torch.compiler.is_compiling():
-        compiled: tuple[Tensor, Tensor] = torch.ops.deepclust.kmeans_update(*args)
+    if _operators.wanted():
+        compiled: tuple[Tensor, Tensor] = _operators.run("kmeans_update", *args)
         return compiled
     return _forward(*args)
 
@@ -96,7 +96,7 @@ def label_sums(
     return found
 
 
-_dispatch.define(
+_operators.define(
     "kmeans_update(Tensor x, Tensor labels, int n_clusters, Tensor? sample_weight, str backend,"
     " bool check) -> (Tensor, Tensor)",
     _forward,

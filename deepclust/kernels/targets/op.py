@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepclust.kernels import _checks, _dispatch
+from deepclust.kernels import _checks, _dispatch, _operators
 
 
 def dec_target(
@@ -102,9 +102,9 @@ def _target(
         if vector is not None:
             _checks.check_vector(name, vector, q.shape[1])
     _checks.check_same_device(q=q, frequencies=frequencies, prior=prior)
-    args = (q, frequencies, prior, power, backend, check)
-    if torch.compiler.is_compiling():
-        compiled: Tensor = torch.ops.deepclust.target(*args)
+    args = (_operators.widened(q), frequencies, prior, power, backend, check)
+    if _operators.wanted():
+        compiled: Tensor = _operators.run("target", *args)
         return compiled
     return _forward(*args)
 
@@ -129,7 +129,7 @@ def _forward(
     return p.to(q.dtype)
 
 
-_dispatch.define(
+_operators.define(
     "target(Tensor q, Tensor? frequencies, Tensor? prior, float power, str backend, bool check)"
     " -> Tensor",
     _forward,
