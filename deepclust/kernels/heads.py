@@ -326,10 +326,7 @@ def as_head(head: Head | Tensor) -> Head:
         return head
     if isinstance(head, Tensor):
         return StudentT(head)
-    raise TypeError(
-        f"head: got {type(head).__name__}; it takes StudentT, Linear, Gaussian or a tensor of"
-        " centroids"
-    )
+    raise _checks.no_tensor("head", head, "StudentT, Linear, Gaussian or a tensor of centroids")
 
 
 def head_of(form: str, params: Sequence[Tensor]) -> Head:

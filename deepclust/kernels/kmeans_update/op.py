@@ -6,25 +6,26 @@ import torch
 from torch import Tensor
 
 from deepclust.kernels import _checks, _dispatch, _operators
+from deepclust.kernels._arrays import Array, on_tensors
 
 
 def kmeans_update(
-    x: Tensor,
-    labels: Tensor,
+    x: Array,
+    labels: Array,
     n_clusters: int,
-    sample_weight: Tensor | None = None,
+    sample_weight: Array | None = None,
     *,
     backend: str = "auto",
     precision: str = "exact",
     check: bool = True,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Array, Array]:
     """Weighted sums and counts of the rows of each cluster.
 
     sums_j = sum_{i: labels_i = j} w_i x_i and counts_j = sum_{i: labels_i = j} w_i; the update step
     of Lloyd's algorithm (1982) is sums / counts. Nothing here carries a gradient.
 
     Args:
-        x: Rows (N, D).
+        x: Rows (N, D): a tensor, or an array of NumPy or with DLPack, and so are the results.
         labels: Labels (N,) int64, from 0 to K - 1.
         n_clusters: K, at least 1.
         sample_weight: w (N,), by default all 1.
@@ -50,6 +51,21 @@ def kmeans_update(
                 [5.],
                 [0.]]), tensor([2., 1., 0.]))
     """
+    found: tuple[Array, Array] = on_tensors(
+        _kmeans_update, x, labels, n_clusters, sample_weight, backend, precision, check
+    )
+    return found
+
+
+def _kmeans_update(
+    x: Tensor,
+    labels: Tensor,
+    n_clusters: int,
+    sample_weight: Tensor | None,
+    backend: str,
+    precision: str,
+    check: bool,
+) -> tuple[Tensor, Tensor]:
     _dispatch.check_options(backend, precision)
     if isinstance(n_clusters, bool) or not isinstance(n_clusters, int) or n_clusters < 1:
         raise ValueError(f"n_clusters: got {n_clusters!r}; it takes an integer of at least 1")

@@ -112,9 +112,7 @@ def _check_target(z: Tensor, head: Head, target: object) -> None:
         _checks.check_same_device(z=z, target=target.bias)
         return
     if not isinstance(target, Tensor):
-        raise TypeError(
-            f"target: got {type(target).__name__}; it takes a torch.Tensor (N, K) or a Snapshot"
-        )
+        raise _checks.no_tensor("target", target, "a Snapshot or a torch.Tensor (N, K)")
     _checks.check_probabilities("target", target, (n, k))
     _checks.check_together(z=z, target=target)
 
