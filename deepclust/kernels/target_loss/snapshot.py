@@ -217,10 +217,19 @@ def _flatten(snapshot: Snapshot) -> tuple[list[Any], str]:
     return snapshot.tensors, snapshot.form
 
 
+def _flatten_with_keys(snapshot: Snapshot) -> tuple[list[tuple[Any, Any]], str]:
+    keys = map(_pytree.GetAttrKey, ("z", "bias", *snapshot.head.names))
+    return list(zip(keys, snapshot.tensors, strict=False)), snapshot.form
+
+
 def _unflatten(tensors: Any, form: str) -> Snapshot:
     return snapshot_of(form, list(tensors))
 
 
 _pytree.register_pytree_node(
-    Snapshot, _flatten, _unflatten, serialized_type_name="deepclust.functional.Snapshot"
+    Snapshot,
+    _flatten,
+    _unflatten,
+    serialized_type_name="deepclust.functional.Snapshot",
+    flatten_with_keys_fn=_flatten_with_keys,
 )
