@@ -10,8 +10,8 @@ from torch import Tensor
 
 from deepclust.kernels._autograd import transforming
 
-_HALF = (torch.float16, torch.bfloat16)
-_FLOATS = (torch.float32, torch.float64, *_HALF)
+HALF = (torch.float16, torch.bfloat16)
+_FLOATS = (torch.float32, torch.float64, *HALF)
 
 
 def check_matrix(name: str, value: object, n_columns: int | None = None) -> None:
@@ -122,7 +122,7 @@ def scale_of(z: Tensor, reduction: str) -> float:
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type that sums and products are computed in: at least float32."""
-    return torch.float32 if dtype in _HALF else dtype
+    return torch.float32 if dtype in HALF else dtype
 
 
 def check_finite(name: str, value: Tensor, first: int = 0) -> None:

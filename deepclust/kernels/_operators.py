@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from deepclust.kernels._autograd import FirstOrder, apply, no_second_derivative, transforming
+from deepclust.kernels._checks import HALF
 
 # One namespace for every operator; the folders define theirs on it when they are imported.
 _LIBRARY = torch.library.Library("deepclust", "DEF")
@@ -67,8 +68,9 @@ def run(name: str, *args: Any) -> Any:
 
 def widened(tensor: Tensor) -> Tensor:
     """A tensor of a half type in float32 where autocast is on; anything else as it is."""
-    half = tensor.dtype in (torch.float16, torch.bfloat16)
-    return tensor.float() if half and torch.is_autocast_enabled(tensor.device.type) else tensor
+    if tensor.dtype in HALF and torch.is_autocast_enabled(tensor.device.type):
+        return tensor.float()
+    return tensor
 
 
 def _operator(name: str) -> Callable[..., Any]:
