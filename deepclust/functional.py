@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deepclust.kernels._arrays import Array, on_tensors
 from deepclust.kernels.assign.op import assign
 from deepclust.kernels.frequencies.op import frequencies
 from deepclust.kernels.gaussian_kl.op import gaussian_kl
@@ -78,13 +79,13 @@ def student_t_assignment(z: Tensor, centroids: Tensor, nu: float = 1.0, **option
     return assign(z, StudentT(centroids, nu), **options)
 
 
-def cluster_frequencies(z: Tensor, centroids: Tensor, nu: float = 1.0, **options: Any) -> Tensor:
+def cluster_frequencies(z: Array, centroids: Array, nu: float = 1.0, **options: Any) -> Array:
     """The soft cluster sizes of DEC: the first result of `frequencies(z, StudentT(centroids, nu))`.
 
     f_j = sum_i q_ij, as in eq. 3 of Xie et al. (2016).
 
     Args:
-        z: Embeddings (N, D).
+        z: Embeddings (N, D): a tensor, or an array of NumPy or with DLPack, and so is the result.
         centroids: mu (K, D).
         nu: Degrees of freedom, above 0.
         **options: `backend`, `precision` and `check`, as in `frequencies`.
@@ -102,7 +103,13 @@ def cluster_frequencies(z: Tensor, centroids: Tensor, nu: float = 1.0, **options
         >>> F.cluster_frequencies(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [2.0]]))
         tensor([1.3333, 0.6667])
     """
-    return frequencies(z, StudentT(centroids, nu), **options)[0]
+
+    def on_head(z: Tensor, centroids: Tensor) -> Tensor:
+        f: Tensor = frequencies(z, StudentT(centroids, nu), **options)[0]
+        return f
+
+    f: Array = on_tensors(on_head, z, centroids)
+    return f
 
 
 def dec_loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,11 +66,15 @@ def student(centroids: Tensor) -> F.StudentT:
 def with_snapshot(z: Tensor, head: Any, **options: Any) -> Tensor:
     """target_loss from a snapshot that is not itself under test."""
     wide = torch.float64 if getattr(z, "dtype", None) == torch.float64 else torch.float32
+    return F.target_loss(z, head, old_snapshot(wide), **options)
+
+
+@functools.cache
+def old_snapshot(dtype: torch.dtype) -> F.Snapshot:
     rng = torch.Generator().manual_seed(5)
-    old_z = torch.randn(N, D, generator=rng, dtype=torch.float64).to(wide)
-    old = torch.randn(K, D, generator=rng, dtype=torch.float64).to(wide)
-    snapshot = F.freeze_target(old_z, old, frequencies=torch.ones(K).to(wide), backend="eager")
-    return F.target_loss(z, head, snapshot, **options)
+    old_z = torch.randn(N, D, generator=rng, dtype=torch.float64).to(dtype)
+    old = torch.randn(K, D, generator=rng, dtype=torch.float64).to(dtype)
+    return F.freeze_target(old_z, old, frequencies=torch.ones(K).to(dtype), backend="eager")
 
 
 CALLS = {

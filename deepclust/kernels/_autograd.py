@@ -3,15 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """`function.apply`, which torch leaves untyped."""
     return function.apply(*args)
+
+
+def transforming() -> bool:
+    """Whether a transform of torch.func, or forward-mode differentiation, is at work here."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether a forward is to make gradients, too: within transforms nobody can tell who asks."""
+    asked = any(tensor.requires_grad for tensor in tensors) or transforming()
+    return asked and torch.is_grad_enabled()
+
+
+class FirstOrder(torch.autograd.Function):
+    """A function whose gradient is made by a kernel: it has one derivative, in reverse."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Refuse forward-mode differentiation."""
+        raise RuntimeError(
+            "the fused kernels have no forward-mode derivative (jvp, jacfwd, hessian): call the"
+            ' function with backend="eager", which has'
+        )
+
+
+def no_second_derivative(*_: Any) -> NoReturn:
+    """Raise the error of those who ask for one; as a backward, too."""
+    raise RuntimeError(
+        "the fused kernels have no second derivative: call the function with "
+        'backend="eager", which has'
+    )
 
 
 def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,10 +73,7 @@ class _NoSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
-        raise RuntimeError(
-            "the fused kernels have no second derivative: call the function with "
-            'backend="eager", which has'
-        )
+        no_second_derivative()
 
 
 def scaled(gradients: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor]:
@@ -59,7 +88,10 @@ def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
     Its gradient is torch's own, to any order. (torch.utils.checkpoint does this for whole
     networks; block after block, its bookkeeping left the heap hundreds of megabytes larger.)
+    torch.func's transforms keep the history of all operations instead.
     """
+    if transforming():
+        return function(*tensors)
     result: Tensor = apply(_Recomputed, function, *tensors)
     return result
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import numbers
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_HALF = (torch.float16, torch.bfloat16)
-_FLOATS = (torch.float32, torch.float64, *_HALF)
+from deepclust.kernels._autograd import transforming
+
+HALF = (torch.float16, torch.bfloat16)
+_FLOATS = (torch.float32, torch.float64, *HALF)
 
 
 def check_matrix(name: str, value: object, n_columns: int | None = None) -> None:
     """Require a floating-point tensor (N, D), with D as given."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: got {type(value).__name__}; it takes a torch.Tensor (N, D)")
+        raise no_tensor(name, value, "a torch.Tensor (N, D)")
     if value.dtype not in _FLOATS:
         raise TypeError(f"{name}: got {value.dtype}; it takes a floating-point tensor")
     if value.ndim != 2:
@@ -39,7 +42,7 @@ def check_clusters(name: str, value: object, n_columns: int | None = None) -> No
 def check_vector(name: str, value: object, length: int) -> None:
     """Require a floating-point tensor (length,)."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: got {type(value).__name__}; it takes a torch.Tensor ({length},)")
+        raise no_tensor(name, value, f"a torch.Tensor ({length},)")
     if value.dtype not in _FLOATS:
         raise TypeError(f"{name}: got {value.dtype}; it takes a floating-point tensor")
     if value.ndim != 1 or value.shape[0] != length:
@@ -57,13 +60,18 @@ def check_probabilities(name: str, value: object, shape: tuple[int, int] | None 
 def check_labels(name: str, value: object, n: int) -> None:
     """Require an int64 tensor (n,)."""
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{name}: got {type(value).__name__}; it takes an int64 torch.Tensor ({n},)"
-        )
+        raise no_tensor(name, value, f"an int64 torch.Tensor ({n},)")
     if value.dtype != torch.int64:
         raise TypeError(f"{name}: got {value.dtype}; it takes torch.int64")
     if value.ndim != 1 or value.shape[0] != n:
         raise ValueError(f"{name}: got shape {tuple(value.shape)}; it takes ({n},)")
+
+
+def no_tensor(name: str, value: object, takes: str) -> TypeError:
+    """The error for what is no tensor; of an array, how to make one."""
+    makes = "from_numpy" if isinstance(value, np.ndarray) else "from_dlpack"
+    hint = f": torch.{makes} makes one over its memory" if hasattr(value, "__dlpack__") else ""
+    return TypeError(f"{name}: got {type(value).__name__}; it takes {takes}{hint}")
 
 
 def check_together(**tensors: Tensor | None) -> None:
@@ -114,7 +122,7 @@ def scale_of(z: Tensor, reduction: str) -> float:
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type that sums and products are computed in: at least float32."""
-    return torch.float32 if dtype in _HALF else dtype
+    return torch.float32 if dtype in HALF else dtype
 
 
 def check_finite(name: str, value: Tensor, first: int = 0) -> None:
@@ -146,8 +154,11 @@ def bad_row(name: str, row: int) -> None:
 
 
 def wants_check(check: bool, tensor: Tensor) -> bool:
-    """Whether to look at values: on CUDA that would wait for the device, so never there."""
-    return check and tensor.device.type == "cpu"
+    """Whether to look at values: on CUDA that would wait for the device, so never there.
+
+    Nor within torch.func's transforms, where there may be none to look at.
+    """
+    return check and tensor.device.type == "cpu" and not transforming()
 
 
 def is_number(value: object) -> bool:

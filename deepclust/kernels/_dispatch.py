@@ -9,18 +9,13 @@ import importlib.util
 import os
 import platform
 import warnings
-from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import torch
 
 BACKENDS = ("eager", "cpp", "triton")
 PRECISIONS = ("exact", "fast")
 OLDEST_TRITON = (3, 5)  # the first whose `tl.dot` takes float64
-
-# One namespace for every operator; the folders define theirs on it when they are imported.
-LIBRARY = torch.library.Library("deepclust", "DEF")
 
 
 @functools.cache
@@ -159,18 +154,3 @@ def backends() -> dict[str, str]:
         elif not torch.cuda.is_available():
             triton += ", but torch finds no GPU"
     return {"eager": f"torch {torch.__version__}", "cpp": cpp, "triton": triton}
-
-
-def define(schema: str, implementation: Callable[..., Any], *, fake: Callable[..., Any]) -> None:
-    """Register an operator `deepclust::...` for any device, with its shapes for tracing."""
-    name = schema[: schema.index("(")]
-    LIBRARY.define(schema)
-    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"deepclust::{name}", fake, lib=LIBRARY)
-
-
-def differentiate(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
-    """Register the gradient of an operator for torch.compile."""
-    torch.library.register_autograd(
-        f"deepclust::{name}", backward, setup_context=setup, lib=LIBRARY
-    )

@@ -326,10 +326,7 @@ def as_head(head: Head | Tensor) -> Head:
         return head
     if isinstance(head, Tensor):
         return StudentT(head)
-    raise TypeError(
-        f"head: got {type(head).__name__}; it takes StudentT, Linear, Gaussian or a tensor of"
-        " centroids"
-    )
+    raise _checks.no_tensor("head", head, "StudentT, Linear, Gaussian or a tensor of centroids")
 
 
 def head_of(form: str, params: Sequence[Tensor]) -> Head:
@@ -360,6 +357,11 @@ def _flatten(head: Head) -> tuple[list[Any], str]:
     return list(head.params), head.form
 
 
+def _flatten_with_keys(head: Head) -> tuple[list[tuple[Any, Any]], str]:
+    keys = map(_pytree.GetAttrKey, head.names)
+    return list(zip(keys, head.params, strict=False)), head.form
+
+
 def _unflatten(params: Any, form: str) -> Head:
     return head_of(form, params)
 
@@ -367,5 +369,9 @@ def _unflatten(params: Any, form: str) -> Head:
 _KINDS: dict[str, type[Head]] = {cls.kind: cls for cls in (StudentT, Linear, Gaussian)}
 for _cls in _KINDS.values():
     _pytree.register_pytree_node(
-        _cls, _flatten, _unflatten, serialized_type_name=f"deepclust.functional.{_cls.__name__}"
+        _cls,
+        _flatten,
+        _unflatten,
+        serialized_type_name=f"deepclust.functional.{_cls.__name__}",
+        flatten_with_keys_fn=_flatten_with_keys,
     )

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepclust.kernels import _checks, _dispatch, heads
-from deepclust.kernels._autograd import apply, first_order_only
+from deepclust.kernels import _checks, _dispatch, _operators, heads
+from deepclust.kernels._autograd import FirstOrder, apply, first_order_only, no_second_derivative
 from deepclust.kernels._blocks import full_precision
 from deepclust.kernels.heads import Head
 
@@ -35,12 +35,14 @@ def assign(
         check: Refuse NaN and Inf (on CPU; on CUDA that would wait for the device).
 
     Returns:
-        q (N, K) in z's type, rows summing to one, with gradients to z and the head's tensors.
+        q (N, K) in z's type (under autocast float32 for half types), rows summing to one, with
+        gradients to z and the head's tensors.
 
     Raises:
         ValueError: If shapes or devices do not fit, or a row has NaN or Inf.
         TypeError: If types do not fit.
-        RuntimeError: If the backend that was asked for cannot run here.
+        RuntimeError: If the backend that was asked for cannot run here, or a second or forward-mode
+            derivative is asked of a backend other than "eager".
 
     Example:
         >>> import torch
@@ -52,18 +54,18 @@ def assign(
     head = heads.as_head(head)
     _dispatch.check_options(backend, precision)
     heads.check_inputs(z, head)
-    if torch.compiler.is_compiling():
-        q: Tensor = torch.ops.deepclust.assign(
-            z, list(head.params), head.form, backend, precision, check
-        )
-        return q
-    if backend == "eager":
+    z = _operators.widened(z)
+    q: Tensor
+    if backend == "eager" and not torch.compiler.is_compiling():
         kernel = _dispatch.kernel("assign", backend, z.device)
         head = head.to(_checks.compute_dtype(z.dtype))
         with full_precision(z):
             q = kernel.differentiable(z, head, _checks.wants_check(check, z))
-        return q
-    q = apply(_Assign, z, head.form, backend, precision, check, *head.params)
+    elif _operators.wanted():
+        args = (z, list(head.params), head.form, backend, precision, check)
+        q = _operators.run("assign", *args)
+    else:
+        q = apply(_Assign, z, head.form, backend, precision, check, *head.params)
     return q
 
 
@@ -93,7 +95,7 @@ def _backward(
     return dz, [g.to(p.dtype) for g, p in zip(dparams, params, strict=True)]
 
 
-class _Assign(torch.autograd.Function):
+class _Assign(FirstOrder):
     @staticmethod
     def forward(
         ctx: Any,
@@ -117,15 +119,15 @@ class _Assign(torch.autograd.Function):
         return dz, *[None] * 4, *dparams
 
 
-# The same two functions as operators, for torch.compile and torch.export.
-_dispatch.define(
+# The same two functions as operators, for compilers and transforms.
+_operators.define(
     "assign(Tensor z, Tensor[] params, str form, str backend, str precision, bool check) -> Tensor",
     _forward,
     fake=lambda z, params, form, backend, precision, check: z.new_empty(
         z.shape[0], params[0].shape[0]
     ),
 )
-_dispatch.define(
+_operators.define(
     "assign_backward(Tensor dq, Tensor q, Tensor z, Tensor[] params, str form, str backend,"
     " str precision) -> (Tensor, Tensor[])",
     _backward,
@@ -142,10 +144,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(output, z, *params)
 
 
-def _compiled_backward(ctx: Any, dq: Tensor) -> tuple[Any, ...]:
+def _operator_backward(ctx: Any, dq: Tensor) -> tuple[Any, ...]:
     q, z, *params = ctx.saved_tensors
-    dz, dparams = torch.ops.deepclust.assign_backward(dq, q, z, params, *ctx.settings)
+    dz, dparams = _operators.run("assign_backward", dq, q, z, params, *ctx.settings)
     return dz, dparams, *[None] * 4
 
 
-_dispatch.differentiate("assign", _setup, _compiled_backward)
+_operators.differentiate("assign", _setup, _operator_backward)
+_operators.differentiate("assign_backward", lambda ctx, inputs, output: None, no_second_derivative)

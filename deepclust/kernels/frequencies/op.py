@@ -7,27 +7,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deepclust.kernels import _checks, _dispatch, heads
+from deepclust.kernels import _checks, _dispatch, _operators, heads
+from deepclust.kernels._arrays import Array, on_tensors
 from deepclust.kernels._blocks import full_precision
 from deepclust.kernels.heads import Head
 
 
 def frequencies(
-    z: Tensor,
-    head: Head | Tensor,
+    z: Array,
+    head: Head | Array,
     *,
-    previous_labels: Tensor | None = None,
+    previous_labels: Array | None = None,
     backend: str = "auto",
     precision: str = "exact",
     check: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Array, Array, Array]:
     """Soft cluster sizes, hard labels and how many labels changed, in one pass without storing q.
 
     f_j = sum_i q_ij, the frequencies in eq. 3 of Xie et al. (2016), and labels_i = argmax_j q_ij.
     Nothing here carries a gradient.
 
     Args:
-        z: Embeddings (N, D).
+        z: Embeddings (N, D): a tensor, or an array of NumPy or with DLPack, and so are the results.
         head: StudentT, Linear or Gaussian, or a tensor of centroids (K, D).
         previous_labels: Labels (N,) int64 to compare with.
         backend: "auto", "eager", "cpp" or "triton".
@@ -51,6 +52,20 @@ def frequencies(
         >>> F.frequencies(z, centroids, previous_labels=torch.tensor([0, 0, 0]))
         (tensor([1.5000, 1.5000]), tensor([0, 0, 1]), tensor(1))
     """
+    found: tuple[Array, Array, Array] = on_tensors(
+        _frequencies, z, head, previous_labels, backend, precision, check
+    )
+    return found
+
+
+def _frequencies(
+    z: Tensor,
+    head: Head | Tensor,
+    previous_labels: Tensor | None,
+    backend: str,
+    precision: str,
+    check: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     head = heads.as_head(head)
     _dispatch.check_options(backend, precision)
     heads.check_inputs(z, head)
@@ -58,8 +73,8 @@ def frequencies(
         _checks.check_labels("previous_labels", previous_labels, z.shape[0])
         _checks.check_same_device(z=z, previous_labels=previous_labels)
     args = (z, list(head.params), previous_labels, head.form, backend, precision, check)
-    if torch.compiler.is_compiling():
-        compiled: tuple[Tensor, Tensor, Tensor] = torch.ops.deepclust.frequencies(*args)
+    if _operators.wanted():
+        compiled: tuple[Tensor, Tensor, Tensor] = _operators.run("frequencies", *args)
         return compiled
     return _forward(*args)
 
@@ -84,7 +99,7 @@ def _forward(
     return f.to(dtype), labels, n_changed
 
 
-_dispatch.define(
+_operators.define(
     "frequencies(Tensor z, Tensor[] params, Tensor? previous_labels, str form, str backend,"
     " str precision, bool check) -> (Tensor, Tensor, Tensor)",
     _forward,

@@ -5,26 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepclust.kernels import _checks, _dispatch
+from deepclust.kernels import _checks, _dispatch, _operators
+from deepclust.kernels._arrays import Array, on_tensors
 from deepclust.kernels._blocks import full_precision
 from deepclust.kernels.kmeans_update.op import label_sums
 
 
 def kmeans_assign(
-    x: Tensor,
-    centroids: Tensor,
+    x: Array,
+    centroids: Array,
     *,
     backend: str = "auto",
     precision: str = "exact",
     check: bool = True,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Array, Array]:
     """The nearest centroid of each row, and the squared distance to it.
 
     labels_i = argmin_j ||x_i - mu_j||^2, the assignment step of Lloyd's algorithm (1982), ties to
     the lowest index. Nothing here carries a gradient: see `kmeans_loss`.
 
     Args:
-        x: Rows (N, D).
+        x: Rows (N, D): a tensor, or an array of NumPy or with DLPack, and so are the results.
         centroids: mu (K, D).
         backend: "auto", "eager", "cpp" or "triton".
         precision: "exact", or "fast" to permit reduced-precision products where a backend has them.
@@ -44,16 +45,22 @@ def kmeans_assign(
         >>> F.kmeans_assign(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[0.0], [2.0]]))
         (tensor([0, 0, 1]), tensor([0., 1., 9.]))
     """
+    found: tuple[Array, Array] = on_tensors(_kmeans_assign, x, centroids, backend, precision, check)
+    return found
+
+
+def _kmeans_assign(
+    x: Tensor, centroids: Tensor, backend: str, precision: str, check: bool
+) -> tuple[Tensor, Tensor]:
     _dispatch.check_options(backend, precision)
     _checks.check_clusters("centroids", centroids)
     _checks.check_matrix("x", x, centroids.shape[1])
     _checks.check_together(x=x, centroids=centroids)
-    if torch.compiler.is_compiling():
-        compiled: tuple[Tensor, Tensor] = torch.ops.deepclust.kmeans_assign(
-            x, centroids, backend, precision, check
-        )
+    args = (x, centroids, backend, precision, check)
+    if _operators.wanted():
+        compiled: tuple[Tensor, Tensor] = _operators.run("kmeans_assign", *args)
         return compiled
-    return _forward(x, centroids, backend, precision, check)
+    return _forward(*args)
 
 
 @torch.no_grad()
@@ -143,7 +150,7 @@ class Following:
         self._centroids = centroids
 
 
-_dispatch.define(
+_operators.define(
     "kmeans_assign(Tensor x, Tensor centroids, str backend, str precision, bool check)"
     " -> (Tensor, Tensor)",
     _forward,

@@ -5,19 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepclust.kernels import _checks, _dispatch
+from deepclust.kernels import _checks, _dispatch, _operators
+from deepclust.kernels._arrays import Array, on_tensors
 
 
 def kmeans_candidates(
-    x: Tensor,
-    candidates: Tensor,
-    nearest: Tensor | None = None,
-    sample_weight: Tensor | None = None,
+    x: Array,
+    candidates: Array,
+    nearest: Array | None = None,
+    sample_weight: Array | None = None,
     *,
     backend: str = "auto",
     precision: str = "exact",
     check: bool = True,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Array, Array]:
     """How near each row is to a centroid if this or that candidate becomes one.
 
     sq_dist_ci = min(nearest_i, ||x_i - m_c||^2) and potentials_c = sum_i w_i sq_dist_ci: greedy
@@ -25,7 +26,7 @@ def kmeans_candidates(
     carries a gradient.
 
     Args:
-        x: Rows (N, D).
+        x: Rows (N, D): a tensor, or an array of NumPy or with DLPack, and so are the results.
         candidates: m (C, D), a few.
         nearest: Squared distances (N,) to the nearest centroid so far; None where there is none.
         sample_weight: w (N,), by default all 1.
@@ -50,6 +51,21 @@ def kmeans_candidates(
         (tensor([[ 0.,  0., 16.],
                 [ 0.,  1.,  0.]]), tensor([16.,  1.]))
     """
+    found: tuple[Array, Array] = on_tensors(
+        _kmeans_candidates, x, candidates, nearest, sample_weight, backend, precision, check
+    )
+    return found
+
+
+def _kmeans_candidates(
+    x: Tensor,
+    candidates: Tensor,
+    nearest: Tensor | None,
+    sample_weight: Tensor | None,
+    backend: str,
+    precision: str,
+    check: bool,
+) -> tuple[Tensor, Tensor]:
     _dispatch.check_options(backend, precision)
     _checks.check_clusters("candidates", candidates)
     _checks.check_matrix("x", x, candidates.shape[1])
@@ -58,8 +74,8 @@ def kmeans_candidates(
             _checks.check_vector(name, vector, x.shape[0])
     _checks.check_together(x=x, candidates=candidates, nearest=nearest, sample_weight=sample_weight)
     args = (x, candidates, nearest, sample_weight, backend, check)
-    if torch.compiler.is_compiling():
-        compiled: tuple[Tensor, Tensor] = torch.ops.deepclust.kmeans_candidates(*args)
+    if _operators.wanted():
+        compiled: tuple[Tensor, Tensor] = _operators.run("kmeans_candidates", *args)
         return compiled
     return _forward(*args)
 
@@ -109,7 +125,7 @@ def fill_candidates(
     return potentials
 
 
-_dispatch.define(
+_operators.define(
     "kmeans_candidates(Tensor x, Tensor candidates, Tensor? nearest, Tensor? sample_weight,"
     " str backend, bool check) -> (Tensor, Tensor)",
     _forward,

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepclust.kernels import _checks, _dispatch
-from deepclust.kernels._autograd import apply, first_order_only, scaled
+from deepclust.kernels import _checks, _dispatch, _operators
+from deepclust.kernels._autograd import FirstOrder, apply, first_order_only, scaled, wants_gradient
 from deepclust.kernels._blocks import full_precision
 from deepclust.kernels.kmeans_assign.op import kmeans_assign
 
@@ -43,8 +43,8 @@ def kmeans_loss(
     Raises:
         ValueError: If shapes, devices or values do not fit.
         TypeError: If types do not fit.
-        RuntimeError: If the backend that was asked for cannot run here, or a second derivative is
-            asked of a backend other than "eager".
+        RuntimeError: If the backend that was asked for cannot run here, or a second or forward-mode
+            derivative is asked of a backend other than "eager".
 
     Example:
         >>> import torch
@@ -69,10 +69,10 @@ def kmeans_loss(
                 z, centroids.to(dtype), labels, _checks.scale_of(z, reduction), check
             ).to(dtype)
         return loss
-    needs_grad = torch.is_grad_enabled() and (z.requires_grad or centroids.requires_grad)
+    needs_grad = wants_gradient(z, centroids)
     args = (z, centroids, labels, reduction, needs_grad, backend, precision, check)
-    if torch.compiler.is_compiling():
-        loss, _, _ = torch.ops.deepclust.kmeans_loss(*args)
+    if _operators.wanted():
+        loss, _, _ = _operators.run("kmeans_loss", *args)
         return loss
     if not needs_grad:
         return _forward(*args)[0]
@@ -115,7 +115,7 @@ def _forward(
     return loss.to(dtype), dz, dmu.to(centroids.dtype)
 
 
-class _KMeansLoss(torch.autograd.Function):
+class _KMeansLoss(FirstOrder):
     @staticmethod
     def forward(ctx: Any, z: Tensor, centroids: Tensor, *settings: Any) -> Tensor:
         loss, dz, dmu = _forward(z, centroids, *settings)
@@ -150,8 +150,8 @@ def _fake(
     return loss, z.new_empty(z.shape), centroids.new_empty(centroids.shape)
 
 
-# The same function as an operator, for torch.compile and torch.export.
-_dispatch.define(
+# The same function as an operator, for compilers and transforms.
+_operators.define(
     "kmeans_loss(Tensor z, Tensor centroids, Tensor? labels, str reduction, bool needs_grad,"
     " str backend, str precision, bool check) -> (Tensor, Tensor, Tensor)",
     _forward,
@@ -164,9 +164,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     ctx.save_for_backward(dz, dmu)
 
 
-def _compiled_backward(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Any, ...]:
+def _operator_backward(ctx: Any, dloss: Tensor) -> tuple[Any, ...]:
     dz, dmu = ctx.saved_tensors
     return dz * dloss.to(dz.dtype), dmu * dloss.to(dmu.dtype), *[None] * 6
 
 
-_dispatch.differentiate("kmeans_loss", _setup, _compiled_backward)
+_operators.differentiate("kmeans_loss", _setup, _operator_backward)

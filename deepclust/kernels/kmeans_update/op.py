@@ -5,26 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepclust.kernels import _checks, _dispatch
+from deepclust.kernels import _checks, _dispatch, _operators
+from deepclust.kernels._arrays import Array, on_tensors
 
 
 def kmeans_update(
-    x: Tensor,
-    labels: Tensor,
+    x: Array,
+    labels: Array,
     n_clusters: int,
-    sample_weight: Tensor | None = None,
+    sample_weight: Array | None = None,
     *,
     backend: str = "auto",
     precision: str = "exact",
     check: bool = True,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Array, Array]:
     """Weighted sums and counts of the rows of each cluster.
 
     sums_j = sum_{i: labels_i = j} w_i x_i and counts_j = sum_{i: labels_i = j} w_i; the update step
     of Lloyd's algorithm (1982) is sums / counts. Nothing here carries a gradient.
 
     Args:
-        x: Rows (N, D).
+        x: Rows (N, D): a tensor, or an array of NumPy or with DLPack, and so are the results.
         labels: Labels (N,) int64, from 0 to K - 1.
         n_clusters: K, at least 1.
         sample_weight: w (N,), by default all 1.
@@ -50,6 +51,21 @@ def kmeans_update(
                 [5.],
                 [0.]]), tensor([2., 1., 0.]))
     """
+    found: tuple[Array, Array] = on_tensors(
+        _kmeans_update, x, labels, n_clusters, sample_weight, backend, precision, check
+    )
+    return found
+
+
+def _kmeans_update(
+    x: Tensor,
+    labels: Tensor,
+    n_clusters: int,
+    sample_weight: Tensor | None,
+    backend: str,
+    precision: str,
+    check: bool,
+) -> tuple[Tensor, Tensor]:
     _dispatch.check_options(backend, precision)
     if isinstance(n_clusters, bool) or not isinstance(n_clusters, int) or n_clusters < 1:
         raise ValueError(f"n_clusters: got {n_clusters!r}; it takes an integer of at least 1")
@@ -59,8 +75,8 @@ def kmeans_update(
         _checks.check_vector("sample_weight", sample_weight, x.shape[0])
     _checks.check_same_device(x=x, labels=labels, sample_weight=sample_weight)
     args = (x, labels, n_clusters, sample_weight, backend, check)
-    if torch.compiler.is_compiling():
-        compiled: tuple[Tensor, Tensor] = torch.ops.deepclust.kmeans_update(*args)
+    if _operators.wanted():
+        compiled: tuple[Tensor, Tensor] = _operators.run("kmeans_update", *args)
         return compiled
     return _forward(*args)
 
@@ -96,7 +112,7 @@ def label_sums(
     return found
 
 
-_dispatch.define(
+_operators.define(
     "kmeans_update(Tensor x, Tensor labels, int n_clusters, Tensor? sample_weight, str backend,"
     " bool check) -> (Tensor, Tensor)",
     _forward,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from deepclust.kernels import _checks, heads
+from deepclust.kernels._arrays import Array, on_tensors
 from deepclust.kernels._blocks import full_precision, row_blocks
 from deepclust.kernels.frequencies.op import frequencies
 from deepclust.kernels.heads import Head
@@ -19,10 +19,10 @@ _MOST_PASSES = 200
 
 
 def freeze_balanced_target(
-    z: Tensor | np.ndarray[Any, Any],
+    z: Array,
     head: Head,
     *,
-    prior: Tensor | None = None,
+    prior: Array | None = None,
     tol: float = 1e-6,
     backend: str = "auto",
     precision: str = "exact",
@@ -42,7 +42,8 @@ def freeze_balanced_target(
     below the smallest normal float32 count as that.
 
     Args:
-        z: Embeddings (N, D), kept by reference; a NumPy array or memory map is read block by block.
+        z: Embeddings (N, D), kept by reference: a tensor, or an array of NumPy (of a memory map a
+            block at a time is read) or with DLPack.
         head: Linear or Gaussian, whose scores have a term for each cluster; copied.
         prior: u (K,), the expected share of each cluster, summing to one; by default all alike.
         tol: The passes end when the derivatives along a row differ by no more than this, or than
@@ -68,6 +69,21 @@ def freeze_balanced_target(
         >>> bool(F.balance_objective(exact) < F.balance_objective(closed))
         True
     """
+    snapshot: Snapshot = on_tensors(
+        _freeze_balanced_target, z, head, prior, tol, backend, precision, check
+    )
+    return snapshot
+
+
+def _freeze_balanced_target(
+    z: Tensor,
+    head: Head,
+    prior: Tensor | None,
+    tol: float,
+    backend: str,
+    precision: str,
+    check: bool,
+) -> Snapshot:
     if not isinstance(head, (heads.Linear, heads.Gaussian)):
         raise TypeError(
             f"head: got {type(head).__name__}; it takes Linear or Gaussian, whose scores have a"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepclust.kernels import _checks, _dispatch, heads
-from deepclust.kernels._autograd import apply, first_order_only, scaled
+from deepclust.kernels import _checks, _dispatch, _operators, heads
+from deepclust.kernels._autograd import FirstOrder, apply, first_order_only, scaled, wants_gradient
 from deepclust.kernels._blocks import full_precision
 from deepclust.kernels.heads import Head
 from deepclust.kernels.target_loss.snapshot import Snapshot, snapshot_of
@@ -52,8 +52,8 @@ def target_loss(
     Raises:
         ValueError: If shapes or devices do not fit, or a row has NaN or Inf.
         TypeError: If types do not fit.
-        RuntimeError: If the backend that was asked for cannot run here, or a second derivative is
-            asked of a backend other than "eager".
+        RuntimeError: If the backend that was asked for cannot run here, or a second or forward-mode
+            derivative is asked of a backend other than "eager".
 
     Example:
         >>> import torch
@@ -90,10 +90,10 @@ def target_loss(
                 _checks.wants_check(check, z),
             ).to(dtype)
         return loss
-    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (z, *head.params))
+    needs_grad = wants_gradient(z, *head.params)
     settings = (tensors, form, kind, reduction, needs_grad, backend, precision, check)
-    if torch.compiler.is_compiling():
-        loss, _, _ = torch.ops.deepclust.target_loss(z, list(head.params), head.form, *settings)
+    if _operators.wanted():
+        loss, _, _ = _operators.run("target_loss", z, list(head.params), head.form, *settings)
         return loss
     if not needs_grad:
         return _forward(z, head.params, head.form, *settings)[0]
@@ -112,9 +112,7 @@ def _check_target(z: Tensor, head: Head, target: object) -> None:
         _checks.check_same_device(z=z, target=target.bias)
         return
     if not isinstance(target, Tensor):
-        raise TypeError(
-            f"target: got {type(target).__name__}; it takes a torch.Tensor (N, K) or a Snapshot"
-        )
+        raise _checks.no_tensor("target", target, "a Snapshot or a torch.Tensor (N, K)")
     _checks.check_probabilities("target", target, (n, k))
     _checks.check_together(z=z, target=target)
 
@@ -154,7 +152,7 @@ def _forward(
     return loss.to(dtype), dz, [g.to(p.dtype) for g, p in zip(dparams, params, strict=False)]
 
 
-class _TargetLoss(torch.autograd.Function):
+class _TargetLoss(FirstOrder):
     @staticmethod
     def forward(ctx: Any, settings: Any, form: str, z: Tensor, *params: Tensor) -> Tensor:
         loss, dz, dparams = _forward(z, params, form, *settings)
@@ -193,8 +191,8 @@ def _fake(
     return loss, z.new_empty(z.shape), [param.new_empty(param.shape) for param in params]
 
 
-# The same function as an operator, for torch.compile and torch.export.
-_dispatch.define(
+# The same function as an operator, for compilers and transforms.
+_operators.define(
     "target_loss(Tensor z, Tensor[] params, str form, Tensor[] target, str target_form, str kind,"
     " str reduction, bool needs_grad, str backend, str precision, bool check)"
     " -> (Tensor, Tensor, Tensor[])",
@@ -209,9 +207,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list
     ctx.n_target = len(inputs[3])
 
 
-def _compiled_backward(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Any, ...]:
+def _operator_backward(ctx: Any, dloss: Tensor) -> tuple[Any, ...]:
     dz, *dparams = (gradient * dloss.to(gradient.dtype) for gradient in ctx.saved_tensors)
     return dz, dparams, None, [None] * ctx.n_target, *[None] * 7
 
 
-_dispatch.differentiate("target_loss", _setup, _compiled_backward)
+_operators.differentiate("target_loss", _setup, _operator_backward)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from deepclust.kernels import _checks, _dispatch, heads
+from deepclust.kernels._arrays import Array, on_tensors
 from deepclust.kernels._blocks import full_precision, row_blocks
 from deepclust.kernels.frequencies.op import frequencies as cluster_frequencies
 from deepclust.kernels.heads import Head
@@ -114,14 +114,13 @@ def probabilities(t: Tensor, power: float) -> Tensor:
     return torch.softmax(t, 1)
 
 
-@torch.no_grad()
 def freeze_target(
-    z: Tensor | np.ndarray[Any, Any],
-    head: Head | Tensor,
+    z: Array,
+    head: Head | Array,
     *,
     power: float = 2.0,
-    prior: Tensor | None = None,
-    frequencies: Tensor | None = None,
+    prior: Array | None = None,
+    frequencies: Array | None = None,
     backend: str = "auto",
     precision: str = "exact",
     check: bool = True,
@@ -134,7 +133,8 @@ def freeze_target(
     softmax_j(power * (s_ij - 1/2 log f_j + 1/2 log u_j)).
 
     Args:
-        z: Embeddings (N, D), kept by reference; a NumPy array or memory map is read block by block.
+        z: Embeddings (N, D), kept by reference: a tensor, or an array of NumPy (of a memory map a
+            block at a time is read) or with DLPack.
         head: StudentT, Linear or Gaussian, or a tensor of centroids (K, D); copied.
         power: Above 0; infinity for one-hot targets, ties to the lowest index.
         prior: u (K,), the expected share of each cluster, summing to one; by default all alike.
@@ -161,10 +161,27 @@ def freeze_target(
         >>> F.target_loss(z[batch], centroids, target[batch])
         tensor(0.0812)
     """
+    snapshot: Snapshot = on_tensors(
+        _freeze_target, z, head, power, prior, frequencies, backend, precision, check
+    )
+    return snapshot
+
+
+@torch.no_grad()
+def _freeze_target(
+    z: Tensor,
+    head: Head | Tensor,
+    power: float,
+    prior: Tensor | None,
+    frequencies: Tensor | None,
+    backend: str,
+    precision: str,
+    check: bool,
+) -> Snapshot:
     head = heads.as_head(head)
     _dispatch.check_options(backend, precision)
-    z = _over_memory(z)
     heads.check_inputs(z, head)
+    z = z.detach()
     k = head.n_clusters
     if not (isinstance(power, (int, float)) and power > 0):
         raise ValueError(f"power: got {power!r}; it takes a number above 0, or infinity")
@@ -196,22 +213,13 @@ def freeze_target(
     return Snapshot(z, head, bias, float(power))
 
 
-def _over_memory(z: Tensor | np.ndarray[Any, Any]) -> Tensor:
-    """A tensor over the same memory; for a memory map nothing is read yet."""
-    if isinstance(z, Tensor):
-        return z.detach()
-    if not isinstance(z, np.ndarray):
-        raise TypeError(
-            f"z: got {type(z).__name__}; it takes a torch.Tensor or a NumPy array (N, D)"
-        )
-    with warnings.catch_warnings():
-        # A read-only map stays read-only: nothing here writes to z.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-        return torch.from_numpy(z)
-
-
 def _flatten(snapshot: Snapshot) -> tuple[list[Any], str]:
     return snapshot.tensors, snapshot.form
+
+
+def _flatten_with_keys(snapshot: Snapshot) -> tuple[list[tuple[Any, Any]], str]:
+    keys = map(_pytree.GetAttrKey, ("z", "bias", *snapshot.head.names))
+    return list(zip(keys, snapshot.tensors, strict=False)), snapshot.form
 
 
 def _unflatten(tensors: Any, form: str) -> Snapshot:
@@ -219,5 +227,9 @@ def _unflatten(tensors: Any, form: str) -> Snapshot:
 
 
 _pytree.register_pytree_node(
-    Snapshot, _flatten, _unflatten, serialized_type_name="deepclust.functional.Snapshot"
+    Snapshot,
+    _flatten,
+    _unflatten,
+    serialized_type_name="deepclust.functional.Snapshot",
+    flatten_with_keys_fn=_flatten_with_keys,
 )

@@ -5,24 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepclust.kernels import _checks, _dispatch
+from deepclust.kernels import _checks, _dispatch, _operators
+from deepclust.kernels._arrays import Array, on_tensors
 
 
 def dec_target(
-    q: Tensor,
-    frequencies: Tensor | None = None,
+    q: Array,
+    frequencies: Array | None = None,
     *,
     backend: str = "auto",
     precision: str = "exact",
     check: bool = True,
-) -> Tensor:
+) -> Array:
     """The target distribution of DEC, which sharpens q and divides out the cluster sizes.
 
     p_ij = (q_ij^2 / f_j) / sum_l (q_il^2 / f_l), f_j = sum_i q_ij: eq. 3 of Xie et al. (2016).
     For a target that is never stored, see `freeze_target`.
 
     Args:
-        q: Soft assignment (N, K).
+        q: Soft assignment (N, K): a tensor, or an array of NumPy or with DLPack, and so is p.
         frequencies: f (K,) of the whole data, where q is a part of it; by default q's column sums.
         backend: "auto", "eager", "cpp" or "triton".
         precision: "exact" or "fast".
@@ -43,18 +44,19 @@ def dec_target(
         tensor([[0.9143, 0.0857],
                 [0.2286, 0.7714]])
     """
-    return _target(q, frequencies, None, 2.0, backend, precision, check)
+    p: Array = on_tensors(_target, q, frequencies, None, 2.0, backend, precision, check)
+    return p
 
 
 def depict_target(
-    q: Tensor,
-    frequencies: Tensor | None = None,
-    prior: Tensor | None = None,
+    q: Array,
+    frequencies: Array | None = None,
+    prior: Array | None = None,
     *,
     backend: str = "auto",
     precision: str = "exact",
     check: bool = True,
-) -> Tensor:
+) -> Array:
     """The target distribution of DEPICT: q with its columns normalised, then its rows.
 
     p_ij = q_ij (u_j / f_j)^(1/2) / sum_l q_il (u_l / f_l)^(1/2), f_j = sum_i q_ij: eq. 7 of Dizaji
@@ -62,7 +64,7 @@ def depict_target(
     code that its authors published uses the square instead: that is `dec_target`.
 
     Args:
-        q: Soft assignment (N, K).
+        q: Soft assignment (N, K): a tensor, or an array of NumPy or with DLPack, and so is p.
         frequencies: f (K,) of the whole data, where q is a part of it; by default q's column sums.
         prior: u (K,), the expected share of each cluster; by default all alike.
         backend: "auto", "eager", "cpp" or "triton".
@@ -84,7 +86,8 @@ def depict_target(
         tensor([[0.7656, 0.2344],
                 [0.3525, 0.6475]])
     """
-    return _target(q, frequencies, prior, 1.0, backend, precision, check)
+    p: Array = on_tensors(_target, q, frequencies, prior, 1.0, backend, precision, check)
+    return p
 
 
 def _target(
@@ -102,9 +105,9 @@ def _target(
         if vector is not None:
             _checks.check_vector(name, vector, q.shape[1])
     _checks.check_same_device(q=q, frequencies=frequencies, prior=prior)
-    args = (q, frequencies, prior, power, backend, check)
-    if torch.compiler.is_compiling():
-        compiled: Tensor = torch.ops.deepclust.target(*args)
+    args = (_operators.widened(q), frequencies, prior, power, backend, check)
+    if _operators.wanted():
+        compiled: Tensor = _operators.run("target", *args)
         return compiled
     return _forward(*args)
 
@@ -129,7 +132,7 @@ def _forward(
     return p.to(q.dtype)
 
 
-_dispatch.define(
+_operators.define(
     "target(Tensor q, Tensor? frequencies, Tensor? prior, float power, str backend, bool check)"
     " -> Tensor",
     _forward,
