@@ -314,6 +314,9 @@ def test_embeddings_are_written_to_what_is_given(
         assert made.transform(path, out=out) is out
         np.testing.assert_array_equal(out, z)
     np.testing.assert_array_equal(np.load(tmp_path / "z.npy"), z)
+    q = np.empty((N, 4), dtype)
+    assert made.predict_proba(path, out=q) is q
+    np.testing.assert_array_equal(q, made.predict_proba(rows))
 
 
 @pytest.mark.parametrize(
