@@ -468,7 +468,7 @@ def test_predict_of_k_means_transforms_to_distances(clustered: Path, tmp_path: P
         ("{run} {X} --out {y}", "exists; --overwrite replaces it"),
         ("{run} {X} --out absent/z.npy", "cannot be written: there is no directory"),
         ("{run} {X} --out {y}/z.npy", "cannot be written: there is no directory"),
-        ("{run} {X} --out z.npy --proba", "--proba: KMeans has no soft assignment"),
+        ("{run} {X} --out z.npy --proba", "--proba: kmeans has no soft assignment"),
         ("{run} {X} --out z.npy --proba --transform", "exclude each other"),
         ("{run} {X} --out z.npy --transform --labels {y}", "--labels: scores are those of labels"),
         ("{run} absent.npy --out z.npy", "absent.npy: no such file"),
@@ -556,6 +556,11 @@ def test_report_adds_labels(
     after = (folder / "report.html").read_text()
     assert "Matrix of counts" in after
     assert "those of t-SNE" in after
+    config = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(config.replace("tsne = false", "tsne = true"))
+    for flag, drawn in {"": True, "--no-tsne": False}.items():
+        assert run(f"report {folder} {flag}") == 0
+        assert ("those of t-SNE" in (folder / "report.html").read_text()) == drawn
     assert json.loads((folder / "metrics.json").read_text())["accuracy"] == 1
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -592,6 +597,9 @@ def test_report_needs_the_data_of_the_run(
         assert message in error_of(capsys)
     assert run(f"report {folder} --data {tmp_path / 'moved.npy'}") == 0
     capsys.readouterr()
+    (folder / "config.toml").write_text("seed = 3")
+    assert run(f"report {folder}") == 2
+    assert "no data in it; --data says where that is" in error_of(capsys)
     for missing in ("config.toml", "model.safetensors"):
         (folder / missing).unlink()
         assert run(f"report {folder}") == 2
@@ -765,6 +773,7 @@ def test_json_is_one_object_of_documented_fields(
         documented = set(re.findall(r"`(\w+)`", section))
         assert found.keys() - {"command", "version"} == documented, name
         if name in ("fit", "predict", "report"):
+            assert found["method"] == "kmeans"
             assert found["sizes"] == [20, 20, 20]
             assert found["scores"] == {"accuracy": 1.0, "nmi": 1.0, "ari": 1.0}
         if name == "fit":

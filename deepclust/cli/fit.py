@@ -20,33 +20,8 @@ import torch
 import deepclust
 from deepclust import _files, datasets, distributed, report
 from deepclust.cli import _config, _output, _results
-from deepclust.cluster import (
-    ABC,
-    ACAI,
-    DCAN,
-    DCN,
-    DEC,
-    DEPICT,
-    IDEC,
-    DeepClustering,
-    KMeans,
-    MiniBatchKMeans,
-    VaDE,
-)
+from deepclust.cli._methods import METHODS
 
-METHODS: dict[str, Any] = {
-    "dec": DEC,
-    "idec": IDEC,
-    "depict": DEPICT,
-    "dcn": DCN,
-    "abc": ABC,
-    "vade": VaDE,
-    "acai": ACAI,
-    "dcan": DCAN,
-    "deep-clustering": DeepClustering,
-    "kmeans": KMeans,
-    "mini-batch-kmeans": MiniBatchKMeans,
-}
 # Parameters with an option of their own (None: the command sets them itself).
 _OPTIONS = {
     "n_clusters": "--n-clusters",

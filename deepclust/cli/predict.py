@@ -14,6 +14,7 @@ import torch
 
 from deepclust import _files, datasets, report
 from deepclust.cli import _config, _output, _results
+from deepclust.cli._methods import name_of
 
 _EXAMPLES = """\b
 Examples:
@@ -94,8 +95,7 @@ def command(
     estimator = _results.model_of(model, device, backend)
     if proba and not hasattr(estimator, "predict_proba"):
         raise click.UsageError(
-            f"--proba: {type(estimator).__name__} has no soft assignment; --transform gives"
-            " distances"
+            f"--proba: {name_of(estimator)} has no soft assignment; --transform gives distances"
         )
     dataset = datasets.load(data, labels=labels)
     if threads is not None:
@@ -109,7 +109,7 @@ def command(
             found = _output.clusters(dataset, written, estimator.n_clusters)
     seconds = time.monotonic() - started
     result = {
-        "method": type(estimator).__name__,
+        "method": name_of(estimator),
         "data": dataset.name,
         "n_samples": dataset.X.shape[0],
         "n_features": dataset.X.shape[1],

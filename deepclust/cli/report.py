@@ -10,6 +10,7 @@ import click
 
 from deepclust import _files, datasets, report
 from deepclust.cli import _config, _output, _results
+from deepclust.cli._methods import name_of
 
 _EXAMPLES = """\b
 Examples:
@@ -25,7 +26,11 @@ Examples:
     "--data", metavar="DATA", help="What the run was fitted to; by default as its config.toml says."
 )
 @click.option("--labels", metavar="FILE", help="True labels; by default those of the run.")
-@click.option("--tsne", is_flag=True, help="Draw t-SNE of the embedding, not principal components.")
+@click.option(
+    "--tsne/--no-tsne",
+    default=None,
+    help="Draw t-SNE of the embedding, or principal components; by default as the fit did.",
+)
 @click.option("--title", metavar="TEXT", help="Heading of the page.")
 @click.option(
     "-o",
@@ -40,7 +45,7 @@ def command(
     folder: Path,
     data: str | None,
     labels: str | None,
-    tsne: bool,
+    tsne: bool | None,
     title: str | None,
     out: Path | None,
     as_json: bool,
@@ -57,8 +62,13 @@ def command(
         raise click.UsageError(f"{folder}: no such folder; it takes one that deepclust fit wrote")
     estimator = _results.model_of(folder)
     settings = _config.read_settings(folder / _results.CONFIG)
+    data = data or settings.get("data")
+    if data is None:
+        raise click.UsageError(
+            f"{folder / _results.CONFIG}: no data in it; --data says where that is"
+        )
     dataset = datasets.load(
-        settings["data"] if data is None else data,
+        data,
         labels=settings.get("labels") if labels is None else labels,
     )
     run: dict[str, Any] = _files.load_tree(folder / _results.RUN, kind="run")
@@ -79,7 +89,7 @@ def command(
         command=run["command"],
         seconds=run["seconds"],
         made_with=run["made_with"],
-        tsne=tsne,
+        tsne=settings.get("tsne", False) if tsne is None else tsne,
     )
     found = _output.clusters(dataset, estimator.labels_, estimator.n_clusters)
     if found["scores"] is not None:
@@ -90,5 +100,5 @@ def command(
         missing.append("the scores over the training: for these the fit needs --labels")
     for what in missing:
         _output.note(f"the report is without {what}")
-    result = {"method": type(estimator).__name__, **found, "missing": missing, "out": str(out)}
+    result = {"method": name_of(estimator), **found, "missing": missing, "out": str(out)}
     _output.conclude("report", result, [*_output.in_words(found), f"report: {out}"], as_json)
