@@ -191,8 +191,9 @@ def _sizes(shape: str) -> tuple[int, int, int]:
     "--primitive",
     "primitives",
     multiple=True,
+    metavar="NAME",
     type=click.Choice(list(PRIMITIVES)),
-    help="Only this one. May be given again.",
+    help=f"Only this one of {', '.join(PRIMITIVES)}. May be given again.",
 )
 @click.option(
     "--threads",
