@@ -13,10 +13,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        The exit code.
+        The exit code, as `deepclust.cli.main` gives it.
     """
     try:
         from deepclust import cli
+    except KeyboardInterrupt:
+        return 130
     except ModuleNotFoundError as error:
         if error.name != "click":
             raise

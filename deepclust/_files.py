@@ -112,19 +112,36 @@ def write_text(path: StrPath, text: str) -> None:
 
 
 def write_json(path: StrPath, obj: object, *, indent: int | None = None) -> None:
-    """Write strict JSON, atomically: tuples and arrays become lists, NaN and infinity null.
+    """Write what `json_text` gives, atomically.
 
     Args:
         path: the file to write.
-        obj: dict (keys str or int), list, tuple, str, int, float, bool, None, NumPy arrays and
-            scalars and torch tensors, nested.
+        obj: see `json_text`.
         indent: spaces a level; None writes one line.
 
     Raises:
         TypeError: where `obj` holds another type; the message says where.
         OSError: where the file cannot be written.
     """
-    write_text(path, json.dumps(_plain(obj, "obj"), indent=indent, allow_nan=False) + "\n")
+    write_text(path, json_text(obj, indent=indent) + "\n")
+
+
+def json_text(obj: object, *, indent: int | None = None) -> str:
+    """Strict JSON: tuples and arrays become lists, NaN and infinity null.
+
+    Args:
+        obj: dict (keys str or int), list, tuple, str, int, float, bool, None, NumPy arrays and
+            scalars and torch tensors, nested.
+        indent: spaces a level; None gives one line.
+
+    Raises:
+        TypeError: where `obj` holds another type; the message says where.
+
+    Examples:
+        >>> json_text({"ari": float("nan"), "sizes": np.array([2, 3])})
+        '{"ari": null, "sizes": [2, 3]}'
+    """
+    return json.dumps(_plain(obj, "obj"), indent=indent, allow_nan=False)
 
 
 def write_npy(path: StrPath, array: NDArray[Any]) -> None:
@@ -148,6 +165,45 @@ def write_npy(path: StrPath, array: NDArray[Any]) -> None:
                 file.write(part.data)
         else:
             np.save(file, array, allow_pickle=False)
+
+
+@contextmanager
+def npy_to_fill(path: StrPath, shape: tuple[int, ...], dtype: str) -> Iterator[np.memmap[Any, Any]]:
+    """A memory map to fill, which becomes the `.npy` file once the block has ended well.
+
+    The disk's room for it is taken first: a page that finds none would end the process.
+
+    Args:
+        path: the file to write, in a directory that exists; it appears whole or not at all.
+        shape: the array's.
+        dtype: the array's, such as "float32".
+
+    Yields:
+        The map, of the mode "r+".
+
+    Raises:
+        OSError: where the file cannot be written, or the disk has no room for it.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with npy_to_fill(Path(folder) / "z.npy", (2, 1), "float32") as z:
+        ...         z[:] = 1
+        ...     np.load(Path(folder) / "z.npy").tolist()
+        [[1.0], [1.0]]
+    """
+    with atomic_path(path) as temporary:
+        with open(temporary, "wb") as file:
+            about = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, about)
+            start, size = file.tell(), math.prod(shape) * np.dtype(dtype).itemsize
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), start, size)
+            else:
+                file.truncate(start + size)
+        array = np.memmap(temporary, dtype, mode="r+", offset=start, shape=shape)
+        yield array
+        array.flush()
 
 
 def parts(array: NDArray[Any]) -> Iterator[NDArray[Any]]:

@@ -54,7 +54,7 @@ _OPENML = {
     "usps": (41082, (16, 16), np.float32),
     "fashion-mnist": (40996, (28, 28), np.uint8),
 }
-_NAMES = ("digits", *_OPENML)
+NAMES = ("digits", *_OPENML)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ def load(source: StrPath, *, labels: StrPath | ArrayLike | torch.Tensor | None =
         ([[0.5, 1.0], [2.0, 3.0]], ['cat', 'dog'], 'points')
     """
     if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"source: {type(source).__name__}; a path or one of {_NAMES} is needed")
+        raise TypeError(f"source: {type(source).__name__}; a path or one of {NAMES} is needed")
     X: Any
     y: Any
     if source == "digits":
@@ -146,7 +146,7 @@ def load(source: StrPath, *, labels: StrPath | ArrayLike | torch.Tensor | None =
         path = Path(source).expanduser()
         if not path.exists():
             raise FileNotFoundError(
-                f"{path}: no such file or folder (sets known by name: {', '.join(_NAMES)})"
+                f"{path}: no such file or folder (sets known by name: {', '.join(NAMES)})"
             )
         X, y = _read(path)
         X, shape = _as_rows(X, path)

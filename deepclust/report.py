@@ -11,7 +11,7 @@ import inspect
 import io
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["Recorder", "duration", "scores", "write_report"]
+__all__ = ["Recorder", "duration", "scores", "versions", "write_report"]
 
 MAX_NUMBERS = 1 << 24  # of all moments together: 64 MB
 DPI = 200  # twice a screen's 100 CSS pixels an inch: sharp where two pixels make one
@@ -187,6 +187,7 @@ def write_report(
     title: str | None = None,
     command: str | None = None,
     seconds: float | None = None,
+    made_with: Mapping[str, str] | None = None,
     tsne: bool = False,
 ) -> None:
     """Write the report of a fitted estimator: one HTML file with numbers and pictures.
@@ -199,6 +200,7 @@ def write_report(
         title: Heading of the page; by default the names of the method and of the data.
         command: The command line that made the run.
         seconds: Wall time of the run, in seconds; None where it is not known.
+        made_with: What the run was made with, as `versions` gives it; by default what is here now.
         tsne: Whether to draw t-SNE of the embedding in place of its principal components.
 
     Raises:
@@ -241,11 +243,37 @@ def write_report(
         f"<pre>{escape(command)}</pre>" if command else "",
         "<div class=tables>",
         _table("Parameters (*: not the default)", _parameters(estimator)),
-        _table("Versions", _versions(estimator)),
+        _table("Versions", (made_with or versions(estimator)).items()),
         "</div>",
     ]
     page = _PAGE.format(title=escape(title), style=_CSS, body="\n".join(filter(None, body)))
     _files.write_text(path, page)
+
+
+def versions(estimator: Any) -> dict[str, str]:
+    """The software and hardware that an estimator runs on here.
+
+    Args:
+        estimator: An estimator of `deepclust.cluster`, which says on which device.
+
+    Returns:
+        Versions and names, for the report of a run.
+
+    Example:
+        >>> from deepclust.cluster import KMeans
+        >>> sorted(versions(KMeans()))[0]
+        'Python'
+    """
+    found = {"deepclust": deepclust.__version__, "Python": platform.python_version()}
+    for name in ("torch", "numpy", "scipy", "scikit-learn", "matplotlib"):
+        found[name] = metadata.version(name)
+    found["system"] = f"{platform.system()} {platform.machine()}"
+    found["threads"] = str(torch.get_num_threads())
+    found.update({f"backend {name}": what for name, what in deepclust.backends().items()})
+    device = torch.device(getattr(estimator, "device", None) or "cpu")
+    if device.type == "cuda":
+        found["GPU"] = torch.cuda.get_device_name(device)
+    return found
 
 
 def _headline(
@@ -417,26 +445,12 @@ def _parameters(estimator: Any) -> Iterator[tuple[str, str]]:
         yield name, (text if len(text) <= 200 else text[:200] + "...") + mark
 
 
-def _versions(estimator: Any) -> Iterator[tuple[str, str]]:
-    yield "deepclust", deepclust.__version__
-    yield "Python", platform.python_version()
-    for name in ("torch", "numpy", "scipy", "scikit-learn", "matplotlib"):
-        yield name, metadata.version(name)
-    yield "system", f"{platform.system()} {platform.machine()}"
-    yield "threads", str(torch.get_num_threads())
-    for name, what in deepclust.backends().items():
-        yield f"backend {name}", what
-    device = torch.device(getattr(estimator, "device", None) or "cpu")
-    if device.type == "cuda":
-        yield "GPU", torch.cuda.get_device_name(device)
-
-
 def _tiles(pairs: Iterator[tuple[str, str]]) -> str:
     tiles = [f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in pairs]
     return f"<dl class=tiles>{''.join(tiles)}</dl>"
 
 
-def _table(title: str, pairs: Iterator[tuple[str, str]]) -> str:
+def _table(title: str, pairs: Iterable[tuple[str, str]]) -> str:
     rows = [f"<tr><th scope=row>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in pairs]
     return f"<table><caption>{escape(title)}</caption>{''.join(rows)}</table>"
 

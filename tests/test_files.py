@@ -18,6 +18,7 @@ from deepclust import __version__
 from deepclust._files import (
     atomic_path,
     load_tree,
+    npy_to_fill,
     parts,
     picked,
     save_tree,
@@ -202,6 +203,46 @@ class TestTextAndArrays:
     def test_npy_of_objects_is_refused(self, tmp_path):
         with pytest.raises(TypeError, match="array: dtype object holds Python objects"):
             write_npy(tmp_path / "a.npy", np.array([{}]))
+        assert names(tmp_path) == []
+
+
+class TestNpyToFill:
+    @pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+    def test_what_is_filled_in_is_read_back(self, tmp_path, dtype):
+        with npy_to_fill(tmp_path / "a.npy", (5, 3), dtype) as array:
+            assert names(tmp_path) != ["a.npy"]
+            array[:] = np.arange(15).reshape(5, 3)
+        found = np.load(tmp_path / "a.npy")
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, np.arange(15).reshape(5, 3))
+        assert names(tmp_path) == ["a.npy"]
+
+    def test_an_error_leaves_the_old_file(self, tmp_path):
+        np.save(tmp_path / "a.npy", np.ones(2))
+
+        def fill():
+            with npy_to_fill(tmp_path / "a.npy", (5, 3), "float32") as array:
+                array[:2] = 1
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fill()
+        np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), [1, 1])
+        assert names(tmp_path) == ["a.npy"]
+
+    @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="not POSIX")
+    def test_a_full_disk_is_found_before_anything_is_filled_in(self, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+
+        def fill():
+            with npy_to_fill(tmp_path / "a.npy", (5, 3), "float32"):
+                pytest.fail("there is no room")
+
+        with pytest.raises(OSError, match=r"a\.npy: cannot be written: No space left on device"):
+            fill()
         assert names(tmp_path) == []
 
 

@@ -10,11 +10,12 @@ import scipy.sparse
 import sklearn.cluster
 import torch
 from sklearn.datasets import make_blobs
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics.pairwise import cosine_distances
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from deepclust.cluster import KMeans, MiniBatchKMeans
+from deepclust import _files
+from deepclust.cluster import KMeans, MiniBatchKMeans, load
 from deepclust.cluster._points import as_points
 from deepclust.cluster._seeding import SEEDINGS, random_rows
 from deepclust.metrics import adjusted_rand
@@ -507,3 +508,129 @@ def test_bad_parameters_of_mini_batches(blobs, parameters, message):
     for method in ("fit", "partial_fit"):
         with pytest.raises(ValueError, match=message):
             getattr(MiniBatchKMeans(**parameters), method)(blobs[0])
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("kind", [KMeans, MiniBatchKMeans])
+def test_a_saved_estimator_does_what_it_did(blobs, tmp_path, kind, metric):
+    X = blobs[0].astype(np.float32)
+    options = {"metric": metric, "init": X[:6], "n_init": 1, "random_state": 3}
+    saved = kind(6, **options).fit(X)
+    saved.save(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    for loaded in (kind.load(tmp_path / "model"), load(tmp_path / "model")):
+        assert type(loaded) is kind
+        given = loaded.get_params()
+        np.testing.assert_array_equal(given.pop("init"), X[:6])
+        assert given == {name: v for name, v in saved.get_params().items() if name != "init"}
+        for name in ("cluster_centers_", "labels_", "inertia_", "n_iter_", "n_features_in_"):
+            np.testing.assert_array_equal(getattr(loaded, name), getattr(saved, name))
+        assert loaded.cluster_centers_.dtype == np.float32
+        np.testing.assert_array_equal(loaded.predict(X), saved.predict(X))
+        np.testing.assert_array_equal(loaded.transform(X), saved.transform(X))
+        assert loaded.score(X) == saved.score(X)
+        assert list(loaded.get_feature_names_out()) == list(saved.get_feature_names_out())
+        with pytest.raises(ValueError, match=r"X has 4 features, but .* expecting 5 features"):
+            loaded.predict(X[:, :4])
+        np.testing.assert_array_equal(loaded.fit(X).labels_, saved.labels_)
+
+
+@pytest.mark.parametrize("seed", [0, None, np.random.RandomState(5)])
+def test_partial_fit_goes_on_from_a_file(blobs, tmp_path, seed):
+    X = blobs[0]
+    # Placing centroids anew draws at random: a ratio of 1 does so at each tenth row a cluster.
+    whole = MiniBatchKMeans(6, random_state=seed, reassignment_ratio=1.0)
+    for start in range(0, 300, 50):
+        whole.partial_fit(X[start : start + 50])
+    whole.save(tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    for start in range(300, 600, 50):
+        whole.partial_fit(X[start : start + 50])
+        loaded.partial_fit(X[start : start + 50])
+    np.testing.assert_array_equal(loaded.cluster_centers_, whole.cluster_centers_)
+    assert loaded.n_steps_ == whole.n_steps_ == 12
+    # After fit, too, where nothing was drawn by partial_fit yet.
+    whole = MiniBatchKMeans(6, random_state=0).fit(X)
+    whole.save(tmp_path / "model")
+    loaded = MiniBatchKMeans.load(tmp_path / "model")
+    np.testing.assert_array_equal(
+        loaded.partial_fit(X[:50]).cluster_centers_, whole.partial_fit(X[:50]).cluster_centers_
+    )
+
+
+def test_a_function_is_not_saved_and_the_model_predicts(blobs, tmp_path):
+    def init(X, n_clusters, random_state):
+        return X[:n_clusters]
+
+    saved = KMeans(6, init=init).fit(blobs[0])
+    with pytest.warns(UserWarning, match="init: functions and classes are not saved"):
+        saved.save(tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict(blobs[0]), saved.labels_)
+    with pytest.raises(ValueError, match="init: got"):
+        loaded.fit(blobs[0])
+
+
+def test_labels_in_a_file_are_not_saved(blobs, tmp_path, monkeypatch):
+    monkeypatch.setattr("deepclust.cluster._columns.MEMORY_BYTES", 0)
+    np.save(tmp_path / "X.npy", blobs[0])
+    saved = KMeans(6, random_state=0).fit(tmp_path / "X.npy")
+    assert isinstance(saved.labels_, np.memmap)
+    saved.save(tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert not hasattr(loaded, "labels_")
+    np.testing.assert_array_equal(loaded.predict(blobs[0]), saved.labels_)
+
+
+def test_a_model_of_a_gpu_is_loaded_on_the_cpu(blobs, tmp_path, monkeypatch):
+    saved = KMeans(6, random_state=0).fit(blobs[0])
+    saved.device = "cuda:7"
+    saved.save(tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert loaded.device == "cpu"
+    np.testing.assert_array_equal(loaded.predict(blobs[0]), saved.labels_)
+    assert load(tmp_path / "model", device="cpu").device == "cpu"
+
+
+def test_foreign_and_damaged_models_are_refused(blobs, tmp_path):
+    path = tmp_path / "model"
+    with pytest.raises(NotFittedError):
+        KMeans().save(path)
+    assert not path.exists()
+    saved = KMeans(6, random_state=0).fit(blobs[0])
+    saved.save(path)
+    with pytest.raises(ValueError, match=r"holds a KMeans; MiniBatchKMeans\.load takes its own"):
+        MiniBatchKMeans.load(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="no safetensors file, or cut short"):
+        load(path)
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="not a deepclust model"):
+        KMeans.load(path)
+    _files.save_tree(path, {"estimator": "Nothing", "needed": []}, kind="model")
+    with pytest.raises(ValueError, match=r"holds a Nothing, which deepclust\.cluster does not"):
+        load(path)
+    saved.save(path)
+    with pytest.raises(ValueError, match=r"got \['network'\]; beside the file.* it takes \[\]"):
+        load(path, network=torch.nn.Linear(1, 1))
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_distances_are_written_into_an_array(blobs, tmp_path, metric, monkeypatch):
+    X = blobs[0]
+    kmeans = KMeans(6, metric=metric, random_state=0).fit(X)
+    expected = kmeans.transform(X)
+    monkeypatch.setattr("deepclust.cluster._centroids.BLOCK_ELEMENTS", 100)  # several blocks
+    out = np.lib.format.open_memmap(tmp_path / "d.npy", "w+", np.float64, (600, 6))
+    assert kmeans.transform(X, out=out) is out
+    np.testing.assert_array_equal(np.load(tmp_path / "d.npy"), expected)
+    with pytest.raises(ValueError, match=r"out: got shape \(600, 5\); it takes \(600, 6\)"):
+        kmeans.transform(X, out=np.empty((600, 5)))
+    with pytest.raises(TypeError, match="out: got list"):
+        kmeans.transform(X, out=[])

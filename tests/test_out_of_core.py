@@ -314,6 +314,9 @@ def test_embeddings_are_written_to_what_is_given(
         assert made.transform(path, out=out) is out
         np.testing.assert_array_equal(out, z)
     np.testing.assert_array_equal(np.load(tmp_path / "z.npy"), z)
+    q = np.empty((N, 4), dtype)
+    assert made.predict_proba(path, out=q) is q
+    np.testing.assert_array_equal(q, made.predict_proba(rows))
 
 
 @pytest.mark.parametrize(
@@ -650,7 +653,16 @@ path, method, init = sys.argv[1:]
 _columns.MEMORY_BYTES = 1 << 20
 
 def fit(path, out):
-    if method == "command":
+    if method == "predict":
+        from deepclust import cli
+        from deepclust.cluster import _centroids, _points
+
+        # 4 MB: what is computed of a block comes to the two of them.
+        _points.BLOCK_ELEMENTS = _centroids.BLOCK_ELEMENTS = 1 << 20
+        KMeans(8, max_iter=2, random_state=0).fit(np.load(path, mmap_mode="r")[:1000]).save(out)
+        for result in ([out + ".npy"], [out + ".z.npy", "--transform"]):
+            assert cli.main(["predict", out, path, "--out", *result]) == 0
+    elif method == "command":
         from deepclust import cli
 
         options = ["n_init=1", "max_iter=2", f"init={init}"]
@@ -724,6 +736,7 @@ def grown_by(program: str, *args: str) -> int:
         ("KMeans", "k-means++"),
         ("KMeans", "k-means||"),
         ("command", "random"),
+        ("predict", "random"),
         ("MiniBatchKMeans", "k-means++"),
     ],
 )

@@ -1,5 +1,6 @@
 """Estimators in the manner of scikit-learn, one file a method, and the parts that make them."""
 
+from deepclust.cluster._saving import load
 from deepclust.cluster._trainer import Epochs
 from deepclust.cluster.abc import ABC, EpochGaussians, EpochMeans
 from deepclust.cluster.acai import ACAI, Interpolation
@@ -43,4 +44,5 @@ __all__ = [
     "SelfAugmentation",
     "SoftReset",
     "VaDE",
+    "load",
 ]

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from numpy.random import RandomState
-from sklearn.base import (
-    BaseEstimator,
-    ClassNamePrefixFeaturesOutMixin,
-    ClusterMixin,
-    TransformerMixin,
-)
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from deepclust import _files
 from deepclust.cluster._checks import (
     as_device,
     check_at_least_zero,
     check_integer,
     check_n_clusters,
+    check_out,
     either,
 )
-from deepclust.cluster._points import Points, as_points, unit_rows
-from deepclust.cluster._saving import comparable
+from deepclust.cluster._points import BLOCK_ELEMENTS, Points, as_points, unit_rows
+from deepclust.cluster._saving import Saved, comparable
 from deepclust.cluster._seeding import SEEDINGS
 from deepclust.cluster._sources import is_sparse
 from deepclust.kernels._dispatch import check_options
@@ -41,9 +38,7 @@ METRICS = ("euclidean", "cosine")
 _MAY_DIFFER = ("random_state", "device", "backend", "verbose", "copy_x")
 
 
-class CentroidEstimator(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator
-):
+class CentroidEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Saved):
     """An estimator with one centroid a cluster, of which the nearest gives a row its label."""
 
     n_clusters: int
@@ -59,6 +54,14 @@ class CentroidEstimator(
 
     cluster_centers_: Array
     labels_: Array
+
+    LEARNED: ClassVar[tuple[str, ...]] = (
+        "cluster_centers_",
+        "labels_",
+        "inertia_",
+        "n_iter_",
+        "n_features_in_",
+    )
 
     @abstractmethod
     def fit(self: Self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
@@ -78,30 +81,54 @@ class CentroidEstimator(
             ValueError: If X has another width than the fitted one, NaN or Inf.
             NotFittedError: If there are no centroids yet.
         """
-        check_is_fitted(self, "cluster_centers_")
+        check_is_fitted(self)
         points = self._points(X, reset=False)
         return points.assign(self._fitted(points)).labels.array()
 
-    def transform(self, X: Any) -> Array:
+    def transform(self, X: Any, *, out: Array | None = None) -> Array:
         """The distance (N, K) from each row to each centroid.
 
         ||x_i - mu_j||, or with metric="cosine" 1 - cos(x_i, mu_j).
+
+        Args:
+            X: Rows (N, D), as `fit` takes them.
+            out: An array or memory map (N, K) of float32 or float64, into which distances are
+                written block by block.
+
+        Returns:
+            `out`, or an array of the centroids' type.
+
+        Raises:
+            ValueError: If X has another width than the fitted one, NaN or Inf, or `out` another
+                shape than (N, K), another type, or may not be written to.
+            TypeError: If `out` is no array.
+            NotFittedError: If there are no centroids yet.
         """
-        check_is_fitted(self, "cluster_centers_")
+        check_is_fitted(self)
         points = self._points(X, reset=False)
         centroids = self._fitted(points)
-        distances = np.empty((len(points), len(centroids)), self.cluster_centers_.dtype)
-        for rows, x in points.blocks():
+        shape = (len(points), len(centroids))
+        if out is None:
+            out = np.empty(shape, self.cluster_centers_.dtype)
+        check_out(out, shape)
+        for rows, x in points.blocks(max(1, BLOCK_ELEMENTS // max(points.width, len(centroids)))):
             # By direct differences: the way of matrix products loses digits, and takes threads.
             found = torch.cdist(x, centroids, compute_mode="donot_use_mm_for_euclid_dist")
-            distances[rows] = (found.square() / 2 if points.unit else found).cpu().numpy()
-        return distances
+            out[rows] = (found.square() / 2 if points.unit else found).cpu().numpy()
+            _files.give_back(out)
+        return out
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Minus the inertia of X: the higher, the better the centroids fit."""
-        check_is_fitted(self, "cluster_centers_")
+        check_is_fitted(self)
         points = self._points(X, sample_weight, reset=False)
         return -self._inertia(points.inertia(self._fitted(points)))
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "cluster_centers_")
+
+    def _restore(self, tree: dict[str, Any]) -> None:
+        self._n_features_out = len(self.cluster_centers_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -54,6 +54,21 @@ def as_device(value: Any) -> torch.device:
     return device
 
 
+def check_out(out: Any, shape: tuple[int, ...]) -> None:
+    """Refuse what numbers (N, D) of this shape cannot be written to."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out: got {type(out).__name__}; it takes an array or memory map {shape}")
+    if out.dtype not in (np.float32, np.float64):
+        raise ValueError(f"out: got {out.dtype}; it takes float32 or float64")
+    if out.shape != shape:
+        raise ValueError(f"out: got shape {out.shape}; it takes {shape}")
+    if not out.flags.writeable:
+        raise ValueError(
+            "out: got a read-only array; it takes one that may be written to, such as a map opened"
+            " with mode='r+'"
+        )
+
+
 def check_n_clusters(n_clusters: Any, n: int) -> None:
     """Require 1 <= K <= N."""
     check_integer("n_clusters", n_clusters, 1)

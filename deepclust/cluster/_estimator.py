@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from abc import abstractmethod
 from functools import partial
@@ -13,7 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from sklearn.base import (
-    BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
     ClusterMixin,
     TransformerMixin,
@@ -24,11 +22,11 @@ from torch import Tensor
 
 from deepclust import _files
 from deepclust import functional as F
-from deepclust.cluster._checks import as_device, check_n_clusters
+from deepclust.cluster._checks import as_device, check_n_clusters, check_out
 from deepclust.cluster._columns import Column
 from deepclust.cluster._data import Rows, as_rows
 from deepclust.cluster._graphs import Capture, cuda_capture
-from deepclust.cluster._saving import comparable, from_tree, has_code, to_tree
+from deepclust.cluster._saving import NEEDED, Saved, comparable
 from deepclust.cluster._trainer import Method, Run, Settings, map_rows
 from deepclust.distributed import Ranks
 
@@ -49,7 +47,7 @@ _NOT_IDENTITY = (
 )
 
 
-class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Saved):
     """An estimator that trains a Method."""
 
     n_clusters: int
@@ -66,6 +64,16 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     @abstractmethod
     def _build(self, n_features: int) -> Method:
         """The untrained method for rows of this width, its parameters checked."""
+
+    LEARNED = (
+        "labels_",
+        "cluster_centers_",
+        "history_",
+        "stop_reasons_",
+        "n_iter_",
+        "n_features_in_",
+        "image_shape_",
+    )
 
     # Whether `fit` takes y, labels of some rows.
     uses_labels = False
@@ -149,10 +157,24 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         """Labels (N,) int64: the cluster of highest score under the method's head."""
         return self._map(X, self._label)
 
-    def predict_proba(self, X: Any) -> Array:
-        """Soft assignment q (N, K), rows summing to one."""
+    def predict_proba(self, X: Any, *, out: Array | None = None) -> Array:
+        """Soft assignment q (N, K), rows summing to one, in float32.
+
+        Args:
+            X: Rows, as `fit` takes them.
+            out: An array or memory map (N, K), as `transform` takes one.
+
+        Returns:
+            As `transform`.
+
+        Raises:
+            ValueError, TypeError, NotFittedError: As `transform`.
+        """
         return self._map(
-            X, lambda method, x: F.assign(method.embed(x), method.head(), backend=self.backend)
+            X,
+            lambda method, x: F.assign(method.embed(x), method.head(), backend=self.backend),
+            out,
+            self.n_clusters,
         )
 
     def transform(self, X: Any, *, out: Array | None = None) -> Array:
@@ -173,90 +195,15 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             TypeError: If `out` is no array.
             NotFittedError: If it is not fitted.
         """
-        return self._map(X, lambda method, x: method.embed(x), out)
+        return self._map(X, lambda method, x: method.embed(x), out, self._n_features_out)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted estimator to a file: safetensors and JSON, no code.
+    def _state(self) -> dict[str, Any]:
+        return {"method": dict(self._method.state_dict())}
 
-        Args:
-            path: The file; it appears whole or not at all. Callbacks and `checkpoint` are not kept.
-
-        Raises:
-            NotFittedError: If it is not fitted.
-            OSError: If the file cannot be written.
-        """
-        check_is_fitted(self)
-        params = self.get_params(deep=False)
-        params.update(callbacks=(), checkpoint=None)
-        if not isinstance(self.random_state, (int, np.integer)):
-            params["random_state"] = None
-        needed = [name for name in _NEEDED if _is_the_users(params.get(name))]
-        params.update(dict.fromkeys(needed))
-        code = [name for name, value in params.items() if has_code(value)]
-        if code:
-            warnings.warn(
-                f"{', '.join(code)}: functions and classes are not saved; the loaded model"
-                " predicts, but to fit it again they have to be set",
-                UserWarning,
-                stacklevel=2,
-            )
-        learned = {name: getattr(self, name, None) for name in _LEARNED}
-        tree = {
-            "estimator": type(self).__name__,
-            "params": {name: to_tree(value) for name, value in params.items()},
-            "needed": needed,
-            "learned": learned,
-            "method": dict(self._method.state_dict()),
-        }
-        _files.save_tree(path, tree, kind="model")
-
-    @classmethod
-    def load(
-        cls: type[Self],
-        path: str | os.PathLike[str],
-        *,
-        device: str | None = None,
-        **given: Any,
-    ) -> Self:
-        """Read an estimator that `save` wrote.
-
-        Args:
-            path: The file.
-            **given: The network, encoder, decoder or clustering that it was fitted with, where
-                that was of the user's making: files hold weights, but no code.
-            device: Where to put the networks; by default where they were, or on the CPU where that
-                device is not to be had.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is truncated, not one of ours, of another estimator, or what
-                it was fitted with is missing.
-        """
-        tree = _files.load_tree(path, kind="model")
-        if tree["estimator"] != cls.__name__:
-            raise ValueError(
-                f"{path}: holds a {tree['estimator']}; {cls.__name__}.load takes its own"
-            )
-        if given.keys() != set(tree["needed"]):
-            raise ValueError(
-                f"{path}: got {sorted(given)}; beside the file, which holds no code, it takes"
-                f" {tree['needed']}, as its fit did"
-            )
-        params = {name: from_tree(value) for name, value in tree["params"].items()}
-        estimator = cls(**{**params, **given})
-        if device is not None:
-            estimator.device = device
-        else:
-            try:
-                estimator._device()
-            except ValueError:
-                estimator.device = "cpu"
-        for name, value in tree["learned"].items():
-            setattr(estimator, name, value)
-        method = estimator._build(estimator.n_features_in_)
+    def _restore(self, tree: dict[str, Any]) -> None:
+        method = self._build(self.n_features_in_)
         method.load_state_dict(tree["method"])
-        estimator._adopt(method.to(estimator._device()))
-        return estimator
+        self._adopt(method.to(self._device()))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_method")
@@ -321,7 +268,7 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     def _identity(self) -> dict[str, Any]:
         """The parameters that decide what a fit computes, as values to compare."""
         params = self.get_params(deep=False)
-        for name in _NEEDED:
+        for name in NEEDED:
             # The weights of a run under way are in the checkpoint.
             if isinstance(params.get(name), torch.nn.Module):
                 params[name] = _shapes(params[name])
@@ -411,11 +358,12 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         _, labels, _ = F.frequencies(method.embed(x), method.head(), backend=self.backend)
         return labels
 
-    def _map(self, X: Any, function: Any, out: Array | None = None) -> Array:
+    def _map(self, X: Any, function: Any, out: Array | None = None, width: int = 0) -> Array:
+        """`function` of the method and its rows, for all of X; into `out` (N, width)."""
         check_is_fitted(self)
         rows = as_rows(self, X, self._device(), reset=False)
         if out is not None:
-            _check_out(out, (len(rows), self._n_features_out))
+            check_out(out, (len(rows), width))
         result = map_rows(
             self._method, rows, lambda x: function(self._method, x), out, self._autocast()
         )
@@ -423,39 +371,5 @@ class DeepEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return found
 
 
-def _check_out(out: Any, shape: tuple[int, int]) -> None:
-    """Refuse what embeddings of this shape cannot be written to."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out: got {type(out).__name__}; it takes an array or memory map {shape}")
-    if out.dtype not in (np.float32, np.float64):
-        raise ValueError(f"out: got {out.dtype}; it takes float32 or float64")
-    if out.shape != shape:
-        raise ValueError(f"out: got shape {out.shape}; it takes {shape}")
-    if not out.flags.writeable:
-        raise ValueError(
-            "out: got a read-only array; it takes one that may be written to, such as a map opened"
-            " with mode='r+'"
-        )
-
-
-# Parameters without which there is no method to put the weights into.
-_NEEDED = ("network", "encoder", "decoder", "clustering")
-
-
-def _is_the_users(value: Any) -> bool:
-    return isinstance(value, torch.nn.Module) or (value is not None and to_tree(value) is None)
-
-
 def _shapes(module: torch.nn.Module) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in module.state_dict().items()}
-
-
-_LEARNED = (
-    "labels_",
-    "cluster_centers_",
-    "history_",
-    "stop_reasons_",
-    "n_iter_",
-    "n_features_in_",
-    "image_shape_",
-)

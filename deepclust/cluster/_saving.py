@@ -1,4 +1,4 @@
-"""Parameters of estimators as plain trees: to save them, and to tell whether two runs agree."""
+"""Estimators as files, and their parameters as plain trees, also to tell whether two runs agree."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import dataclasses
 import hashlib
 import importlib
 import os
-from typing import Any
+import warnings
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from scipy import sparse
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
+
+from deepclust import _files
+from deepclust.cluster._checks import as_device
+
+Self = TypeVar("Self", bound="Saved")
 
 # Where the classes lie that a tree may name: dataclasses of plain fields, whose making runs no code
 # of a file's choosing.
@@ -22,8 +30,162 @@ _MODULES = (
     "deepclust.cluster._saving",
 )
 
-
 _PLAIN = (bool, int, float, str)
+
+# Parameters without which there is nothing to put the weights into.
+NEEDED = ("network", "encoder", "decoder", "clustering")
+
+# Parameters that belong to one run, as a file has them.
+_OF_A_RUN = {"callbacks": (), "checkpoint": None}
+
+
+class Saved(BaseEstimator):
+    """An estimator that a file can hold: its parameters and what it has learned, but no code."""
+
+    device: Any
+    random_state: Any
+
+    # Attributes that a file keeps, where a fit has set them.
+    LEARNED: ClassVar[tuple[str, ...]]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator to a file: safetensors and JSON, no code.
+
+        Args:
+            path: The file; it appears whole or not at all. Callbacks and `checkpoint` are not kept,
+                nor are `labels_` that lie in a file themselves: `predict` finds them again.
+
+        Raises:
+            NotFittedError: If it is not fitted.
+            OSError: If the file cannot be written.
+        """
+        check_is_fitted(self)
+        params = self.get_params(deep=False)
+        params.update({name: value for name, value in _OF_A_RUN.items() if name in params})
+        if not isinstance(self.random_state, (int, np.integer)):
+            params["random_state"] = None
+        needed = [name for name in NEEDED if _is_the_users(params.get(name))]
+        params.update(dict.fromkeys(needed))
+        code = [name for name, value in params.items() if has_code(value)]
+        if code:
+            warnings.warn(
+                f"{', '.join(code)}: functions and classes are not saved; the loaded model"
+                " predicts, but to fit it again they have to be set",
+                UserWarning,
+                stacklevel=2,
+            )
+        learned = {name: getattr(self, name) for name in self.LEARNED if hasattr(self, name)}
+        if isinstance(learned.get("labels_"), np.memmap):
+            del learned["labels_"]
+        tree = {
+            "estimator": type(self).__name__,
+            "params": {name: to_tree(value) for name, value in params.items()},
+            "needed": needed,
+            "learned": learned,
+            **self._state(),
+        }
+        _files.save_tree(path, tree, kind="model")
+
+    @classmethod
+    def load(
+        cls: type[Self],
+        path: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        **given: Any,
+    ) -> Self:
+        """Read an estimator that `save` wrote.
+
+        Args:
+            path: The file.
+            device: Where to compute; by default where it was, or on the CPU where that device is
+                not to be had.
+            **given: The network, encoder, decoder or clustering that it was fitted with, where
+                that was of the user's making: files hold weights, but no code.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is truncated, not one of ours, of another estimator, or what
+                it was fitted with is missing.
+        """
+        tree = _files.load_tree(path, kind="model")
+        if tree["estimator"] != cls.__name__:
+            raise ValueError(
+                f"{path}: holds a {tree['estimator']}; {cls.__name__}.load takes its own"
+            )
+        return _made(cls, tree, path, device, given)
+
+    def _state(self) -> dict[str, Any]:
+        """What a file holds beside the parameters and the attributes."""
+        return {}
+
+    def _restore(self, tree: dict[str, Any]) -> None:
+        """Take over what `_state` gave; parameters and attributes are set."""
+
+
+def load(path: str | os.PathLike[str], *, device: str | None = None, **given: Any) -> Any:
+    """Read an estimator that its `save` wrote, whichever it is.
+
+    Args:
+        path: The file.
+        device: Where to compute; by default where it was, or on the CPU where that device is not to
+            be had.
+        **given: The network, encoder, decoder or clustering that it was fitted with, where that
+            was of the user's making: files hold weights, but no code.
+
+    Returns:
+        The estimator, of the class that wrote the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, not one of ours, of an estimator that this version
+            does not have, or what it was fitted with is missing.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from deepclust.cluster import KMeans, load
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "model.safetensors"
+        ...     KMeans(2, random_state=0).fit([[0.0], [1.0], [9.0]]).save(path)
+        ...     load(path).predict([[8.0]]) == load(path).predict([[9.0]])
+        array([ True])
+    """
+    tree = _files.load_tree(path, kind="model")
+    kind = getattr(importlib.import_module("deepclust.cluster"), tree["estimator"], None)
+    if not (isinstance(kind, type) and issubclass(kind, Saved)):
+        raise ValueError(
+            f"{path}: holds a {tree['estimator']}, which deepclust.cluster does not have"
+        )
+    return _made(kind, tree, path, device, given)
+
+
+def _made(
+    kind: type[Self],
+    tree: dict[str, Any],
+    path: str | os.PathLike[str],
+    device: str | None,
+    given: dict[str, Any],
+) -> Self:
+    """The estimator of which `tree` is what its file holds."""
+    if given.keys() != set(tree["needed"]):
+        raise ValueError(
+            f"{path}: got {sorted(given)}; beside the file, which holds no code, it takes"
+            f" {tree['needed']}, as its fit did"
+        )
+    params = {name: from_tree(value) for name, value in tree["params"].items()}
+    estimator = kind(**{**params, **given})
+    if device is not None:
+        estimator.device = device
+    elif estimator.device is not None:
+        try:
+            as_device(estimator.device)
+        except ValueError:
+            estimator.device = "cpu"
+    for name, value in tree["learned"].items():
+        setattr(estimator, name, value)
+    estimator._restore(tree)
+    return estimator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +266,10 @@ def comparable(value: Any) -> Any:
     if value is None or isinstance(value, _PLAIN):
         return value
     return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _is_the_users(value: Any) -> bool:
+    return isinstance(value, torch.nn.Module) or (value is not None and to_tree(value) is None)
 
 
 def _part(name: str) -> Any:

@@ -72,6 +72,9 @@ class MiniBatchKMeans(CentroidEstimator):
         [1, 1, 0, 0]
     """
 
+    # What partial_fit goes on from, too.
+    LEARNED = (*CentroidEstimator.LEARNED, "n_steps_", "_counts", "_n_since_reassignment")
+
     def __init__(
         self,
         n_clusters: int = 8,
@@ -269,6 +272,16 @@ class MiniBatchKMeans(CentroidEstimator):
         chosen = torch.from_numpy(few).to(batch.device)
         state.centroids[chosen] = batch.take(rows)
         state.counts[chosen] = float(counts[~few].min())
+
+    def _state(self) -> dict[str, Any]:
+        drawn = getattr(self, "_random_state", None)
+        return {"random": None if drawn is None else drawn.get_state()}
+
+    def _restore(self, tree: dict[str, Any]) -> None:
+        super()._restore(tree)
+        if tree["random"] is not None:
+            self._random_state = RandomState()
+            self._random_state.set_state(tree["random"])
 
     def _adopt(self, state: _State) -> None:
         self.cluster_centers_ = state.centroids.cpu().numpy()
