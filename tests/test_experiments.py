@@ -725,6 +725,10 @@ def test_the_page_of_scale_is_what_its_results_give(tmp_path, capsys):
     assert "is not what" in capsys.readouterr().out
 
 
+def test_the_committed_page_of_scale_is_what_its_results_give():
+    assert scale.main(["--check"]) == 0
+
+
 def test_scale_is_measured_in_fresh_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(scale, "RUNS", [(3000, 4)])
     where = ["--results", str(tmp_path / "scale.json"), "--page", str(tmp_path / "scale.md")]
