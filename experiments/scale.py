@@ -45,10 +45,10 @@ HEAD = """\
 
 Written by `python -m experiments.scale` from `experiments/results/scale.json`; `--measure`
 makes that anew. Each row is a fresh process: `KMeans(K, init="random", n_init=1,
-max_iter={iterations}, tol=0)` of a file of blobs, D = {d}, float32, which is read {passes} times: to look for NaN, for
-each iteration, and for the labels. *Peak* is the process's most resident memory, of which
-{imported} MB are the imported libraries. *Cost* is the time of a pass over N K: of one point and
-one centroid, reading and all.
+max_iter={iterations}, tol=0)` of a file of blobs, D = {d}, float32, which is read {passes} times:
+to look for NaN, for each iteration, and for the labels. *Peak* is the process's most resident
+memory, of which {imported} MB are the imported libraries. *Cost* is the time of a pass over N K: of
+one point and one centroid, reading and all.
 
 {machine}
 
@@ -60,8 +60,9 @@ PROJECTION = """
 
 Computed, not run. Each GPU holds its share of N in its memory where that has room (80 GB), else
 the share crosses PCIe in every iteration. An iteration reads the share once, takes 2 N D K
-operations {products} times over (float32 in products of TF32), and adds up K (D + 1) float64 numbers over all GPUs, which a ring sends twice: within
-a machine of eight over NVLink, between machines over the network.
+operations {products} times over (float32 in products of TF32), and adds up K (D + 1) float64
+numbers over all GPUs, which a ring sends twice: within a machine of eight over NVLink, between
+machines over the network.
 
 Assumed of one GPU: {gpu}; {operations:.0f} TFLOP/s of products in TF32, which is half of the
 peak.
