@@ -11,7 +11,7 @@ CPP := $(wildcard csrc/*.cpp csrc/*.h tests/cpp/*.cpp tests/cpp/*.h)
 SOURCES := deepclust tests setup.py $(wildcard benches experiments docs)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sanitize lint types layers doctest format bench bench-quick docs clean
+.PHONY: help setup demo test sanitize lint types layers doctest format bench bench-quick docs dist clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -126,6 +126,28 @@ docs: setup  ## build the documentation into site/
 	@echo "docs: building site/"
 	@$(PIP) install -qq -c $(CONSTRAINTS) -e '.[docs]'
 	@$(BIN)/mkdocs build -q --strict
+
+$(VENV)/.dist: $(STAMP)
+	@echo "dist: installing the tools"
+	@$(PIP) install -qq -c $(CONSTRAINTS) -e '.[dist]'
+	@touch $@
+
+# Release wheels come from cibuildwheel's old system; this one runs where glibc is as new as here. It is
+# built from the sdist, and shares torch's libgomp. auditwheel looks for patchelf on the path.
+FRESH := build/fresh
+dist: $(VENV)/.dist  ## build the sdist and a wheel into dist/, check them, and try the wheel in a fresh environment
+	@echo "dist: building"
+	@rm -rf dist build/dist $(FRESH) && mkdir -p dist build
+	@$(BIN)/python -m build --outdir build/dist >$(VENV)/dist.log 2>&1 || { cat $(VENV)/dist.log; exit 1; }
+	@mv build/dist/*.tar.gz dist
+	@PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --exclude libgomp.so.1 -w dist build/dist/*.whl \
+		>$(VENV)/dist.log 2>&1 || { cat $(VENV)/dist.log; exit 1; }
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/python tests/dist_contents.py dist/*
+	@echo "dist: installing the wheel into a fresh environment"
+	@$(PYTHON) -m venv $(FRESH)
+	@$(FRESH)/bin/python -m pip install -qq -c $(CONSTRAINTS) dist/*.whl
+	@cd $(FRESH) && PYTHONPATH= bin/python $(abspath tests/smoke.py)
 
 clean:  ## remove the virtual environment and everything built
 	@rm -rf $(VENV) build dist site demo-report *.egg-info .mypy_cache .pytest_cache .ruff_cache \

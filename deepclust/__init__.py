@@ -11,4 +11,4 @@ from deepclust import functional, nn
 from deepclust.kernels._dispatch import backends
 
 __all__ = ["__version__", "backends", "functional", "nn"]
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"  # the only place that says it

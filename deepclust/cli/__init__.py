@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cannot be used, 130 after Ctrl-C.
 
     Example:
-        >>> main(["--version"])
-        deepclust 0.1.0
+        >>> main(["--version"])  # doctest: +ELLIPSIS
+        deepclust ...
         0
     """
     args = list(sys.argv[1:] if argv is None else argv)

@@ -25,7 +25,7 @@ def extension() -> ModuleType | str:
         return importlib.import_module("deepclust._C")
     except ImportError as error:
         if importlib.util.find_spec("deepclust") and isinstance(error, ModuleNotFoundError):
-            return "not built: reinstall deepclust where a C++17 compiler is found"
+            return "not built: reinstall where a C++17 compiler is found (pip: --no-cache-dir)"
         return f"built, but cannot be loaded: {error}"
 
 
