@@ -57,6 +57,7 @@ METHODS = {
     "abc": ABC,
     "vade": VaDE,
     "depict": DEPICT,
+    "dcan": DCAN,
     "deep_clustering": DeepClustering,
 }
 PARAMETER = re.compile(r"^\| `(\w+)` \| `(.+?)` \|", re.M)
