@@ -57,6 +57,7 @@ METHODS = {
     "abc": ABC,
     "vade": VaDE,
     "depict": DEPICT,
+    "acai": ACAI,
     "dcan": DCAN,
     "deep_clustering": DeepClustering,
 }
