@@ -42,7 +42,7 @@ INTERPRETED := assign target_loss frequencies targets kmeans_assign kmeans_candi
 	kmeans_loss contract triton
 # What these test is the same without the extension.
 NO_KERNELS := datasets distributed experiments files metrics networks plots report transforms
-test: lint types layers doctest  ## every check: lint, types, imports, examples, tests with and without the extension
+test: lint types layers doctest docs  ## every check: lint, types, imports, examples, docs, tests with and without the extension
 	@$(BIN)/python -c 'import torch, deepclust._C' || \
 		{ echo "test: the extension is not built; make test checks it too and needs a C++ compiler"; exit 1; }
 	@echo "test: with the extension"
@@ -122,10 +122,15 @@ bench-quick: $(VENV)/.bench  ## the same on small shapes, to see that every benc
 		--benchmark-columns=median --benchmark-json=$(BENCH_JSON) >$(VENV)/bench.log || { cat $(VENV)/bench.log; exit 1; }
 	@$(BIN)/python benches/table.py $(BENCH_JSON)
 
-docs: setup  ## build the documentation into site/
-	@echo "docs: building site/"
+$(VENV)/.docs: $(STAMP)
+	@echo "docs: installing mkdocs"
 	@$(PIP) install -qq -c $(CONSTRAINTS) -e '.[docs]'
-	@$(BIN)/mkdocs build -q --strict
+	@touch $@
+
+docs: $(VENV)/.docs  ## build the documentation into site/; every link and anchor has to lead somewhere
+	@echo "docs: building site/"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict >$(VENV)/docs.log 2>&1 || \
+		{ grep -v ^INFO $(VENV)/docs.log; exit 1; }  # -q would hide warnings from --strict
 
 $(VENV)/.dist: $(STAMP)
 	@echo "dist: installing the tools"

@@ -364,7 +364,12 @@ def _tsne(plane: Array, z: Array, seed: int) -> Array:
 
 @_styled
 def embedding(
-    moments: Sequence[Moment], n_clusters: int, *, tsne: bool = False, seed: int = 0
+    moments: Sequence[Moment],
+    n_clusters: int,
+    *,
+    tsne: bool = False,
+    seed: int = 0,
+    legend: bool = True,
 ) -> Figure:
     """Draw the embedding in two dimensions, coloured by cluster, one panel a moment.
 
@@ -378,6 +383,8 @@ def embedding(
         n_clusters: K, which fixes the colours.
         tsne: Whether to draw t-SNE (through scikit-learn) in place of the principal components.
         seed: Seed of t-SNE and of the choice of rows.
+        legend: Whether a panel more says how many points each cluster has; only beside several
+            moments, of up to 30 clusters.
 
     Raises:
         ValueError: There is no moment, or the moments have different numbers of rows.
@@ -401,7 +408,7 @@ def embedding(
     if tsne and len(rows) > 3:
         planes = [_tsne(plane, m.z[rows], seed) for plane, m in zip(planes, moments, strict=True)]
 
-    legend = n_clusters <= 30 and len(moments) > 1
+    legend = legend and n_clusters <= 30 and len(moments) > 1
     columns = min(3, len(moments) + legend)
     lines = -(-(len(moments) + legend) // columns)
     side = FULL / 3 if len(moments) > 1 else HALF

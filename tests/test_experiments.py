@@ -15,7 +15,7 @@ from sklearn.datasets import make_blobs
 
 from deepclust import cluster
 from deepclust.datasets import load_digits
-from experiments import adversarial, figures, geometry, run, scale, tables
+from experiments import adversarial, choosing, figures, gallery, geometry, run, scale, tables
 from experiments.published import PUBLISHED, SOURCES, Published
 from experiments.settings import DATA, OF_THE_DATA, SETTINGS, Data, rules
 
@@ -737,6 +737,34 @@ def test_scale_is_measured_in_fresh_processes(tmp_path, monkeypatch):
     assert (found["n"], found["k"], found["d"], found["iterations"]) == (3000, 4, 16, 3)
     assert found["peak_resident_mb"] >= found["resident_mb_once_imported"] > 0
     assert not (tmp_path / "scale.npy").exists()
+
+
+def test_the_page_that_chooses_is_what_the_results_give():
+    assert choosing.main(["--check"]) == 0
+
+
+def test_memory_is_measured_in_fresh_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(choosing, "NEEDS", {"KMeans": ("rows", "yes")})
+    found = choosing.measured()
+    assert found["peaks"].keys() == {"KMeans"}
+    assert 0 <= found["peaks"]["KMeans"] < 1000
+
+
+def test_pictures_of_methods_number_clusters_by_their_digits(tmp_path, monkeypatch):
+    small = {"hidden": (16,), "tune_updates": 5, "max_updates": 5, "random_state": 0}
+    monkeypatch.setattr(gallery, "COMMON", small)
+    gallery.network.cache_clear()
+    X, y = gallery.digits()
+    moment = gallery.moment("right", X, (y + 3) % 10)
+    assert moment.stage == "right: 100.0 %"
+    assert np.array_equal(moment.labels, y)
+    names = ["kmeans", "dec", "deep_clustering", "acai"]
+    assert gallery.main([*names, "--out", str(tmp_path)]) == 0
+    gallery.network.cache_clear()
+    for name in names:
+        assert 10_000 < (tmp_path / f"method-{name}.png").stat().st_size < 100_000
+    with pytest.raises(SystemExit):
+        gallery.main(["dek"])
 
 
 def test_published_figures_name_sources_and_data_that_there_are():

@@ -127,6 +127,14 @@ def test_embedding_has_a_panel_for_each_moment_and_a_legend() -> None:
     assert [t.get_text() for t in legend.get_texts()] == [f"{j}: {counts[j]}" for j in range(4)]
 
 
+def test_embedding_without_a_legend_has_panels_alone() -> None:
+    z, labels = blobs(60, 3)
+    moments = [Moment("a", i, z, labels) for i in range(2)]
+    figures = [plots.embedding(moments, 3, legend=legend) for legend in (True, False)]
+    assert [len(figure.axes) for figure in figures] == [3, 2]
+    assert 3 * figures[1].get_figwidth() == pytest.approx(2 * figures[0].get_figwidth())
+
+
 def test_panels_of_turned_embeddings_look_the_same() -> None:
     z, labels = blobs(200, 3, D=4)
     turn, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(4, 4)))
