@@ -122,12 +122,7 @@ bench-quick: $(VENV)/.bench  ## the same on small shapes, to see that every benc
 		--benchmark-columns=median --benchmark-json=$(BENCH_JSON) >$(VENV)/bench.log || { cat $(VENV)/bench.log; exit 1; }
 	@$(BIN)/python benches/table.py $(BENCH_JSON)
 
-$(VENV)/.docs: $(STAMP)
-	@echo "docs: installing mkdocs"
-	@$(PIP) install -qq -c $(CONSTRAINTS) -e '.[docs]'
-	@touch $@
-
-docs: $(VENV)/.docs  ## build the documentation into site/; every link and anchor has to lead somewhere
+docs: setup  ## build the documentation into site/; every link and anchor has to lead somewhere
 	@echo "docs: building site/"
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict >$(VENV)/docs.log 2>&1 || \
 		{ grep -v ^INFO $(VENV)/docs.log; exit 1; }  # -q would hide warnings from --strict
