@@ -518,7 +518,7 @@ def test_an_interrupted_predict_leaves_the_old_file(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        raise KeyboardInterrupt
 
     for name in ("predict", "transform"):
         monkeypatch.setattr(KMeans, name, interrupt)

@@ -251,8 +251,8 @@ def _plain_cases(
     elif primitive == "kmeans_assign":
         yield Case(name, n * k, lambda: kernel.forward(z, centroids, precision, False))
     elif primitive == "kmeans_candidates":
-        nearest, few = wide.new_zeros(n), centroids[:8]
-        yield Case(name, n * len(few), lambda: kernel.forward(z, few, nearest, None, False))
+        nearest, few, found = wide.new_zeros(n), centroids[:8], wide.new_empty(8, n)
+        yield Case(name, n * len(few), lambda: kernel.forward(z, few, nearest, None, False, found))
     elif primitive == "kmeans_update":
         yield Case(name, n * d, lambda: kernel.forward(z, labels, k, None, False))
     else:
