@@ -343,6 +343,11 @@ def test_export(made: Made, backend: str) -> None:
             torch.testing.assert_close(exported.module()(*inputs), module(*inputs))
 
 
+@pytest.mark.xfail(
+    torch.__version__ < "2.7",
+    raises=RuntimeError,
+    reason="torch 2.6 exports such a program but does not call it",
+)
 def test_export_of_a_loss_alone() -> None:
     """Heads and snapshots are trees of tensors, which a program takes as arguments."""
     made = MODULES["target_loss-student_t"]
