@@ -275,7 +275,7 @@ void adam(Address weight, Address first, Address second, Address gradient, Addre
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.doc() = "Compiled kernels of deepclust";
     instruction_set();  // a wrong DEEPCLUST_ISA is refused here
-    m.def("isa", [] { return instruction_set().name; });
+    m.def("isa", [] { return instruction_set_name(); });
     m.def("assign_forward", &assign_forward);
     m.def("assign_backward", &assign_backward);
     m.def("frequencies", &frequencies);

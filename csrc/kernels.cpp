@@ -12,12 +12,8 @@ constexpr Kernels<T> kernels() {
             kmeans_loss<T>,    kmeans_step<T>,     kmeans_step_groups<T>};
 }
 
-#define DEEPCLUST_QUOTE(name) #name
-#define DEEPCLUST_NAME(macro) DEEPCLUST_QUOTE(macro)
-
 }  // namespace
 
-const InstructionSet kInstructionSet{DEEPCLUST_NAME(DEEPCLUST_ISA), kernels<float>(),
-                                     kernels<double>(), adam};
+const InstructionSet kInstructionSet{kernels<float>(), kernels<double>(), adam};
 
 }  // namespace deepclust::DEEPCLUST_ISA

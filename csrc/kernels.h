@@ -32,7 +32,6 @@ struct Kernels {
 };
 
 struct InstructionSet {
-    const char* name;
     Kernels<float> float32;
     Kernels<double> float64;
     void (*adam)(const Adam&);
@@ -41,6 +40,11 @@ struct InstructionSet {
 // The best that this processor runs, or the one that DEEPCLUST_ISA names in the environment. Throws
 // std::runtime_error where the processor does not run that, or nothing has that name.
 const InstructionSet& instruction_set();
+const char* instruction_set_name();
+
+// Whether there is one instruction that multiplies pairs of 16-bit integers and adds both products
+// to a sum, which no kernels are compiled apart for.
+bool multiplies_pairs_at_once();
 
 #ifdef DEEPCLUST_ISA
 namespace DEEPCLUST_ISA {

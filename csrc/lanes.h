@@ -201,6 +201,20 @@ inline void exchange(Lanes<T>& a, Lanes<T>& b, std::integer_sequence<int, kLane.
 }
 
 template <typename T, int kHalf, int... kLane>
+inline T sum_of_lanes(Lanes<T> lanes, std::integer_sequence<int, kLane...> all) {
+    lanes += shuffle<T, (kLane ^ kHalf)...>(lanes, lanes);
+    if constexpr (kHalf > 1)
+        return sum_of_lanes<T, kHalf / 2>(lanes, all);
+    else
+        return lanes[0];
+}
+
+template <typename T>
+inline T sum_of_lanes(Lanes<T> lanes) {
+    return sum_of_lanes<T, kLanes<T> / 2>(lanes, std::make_integer_sequence<int, kLanes<T>>());
+}
+
+template <typename T, int kHalf, int... kLane>
 inline T least_lane(Lanes<T> lanes, std::integer_sequence<int, kLane...> all) {
     lanes = min(lanes, shuffle<T, (kLane ^ kHalf)...>(lanes, lanes));
     if constexpr (kHalf > 1)

@@ -12,6 +12,11 @@
 
 #include "kernels.h"
 
+// In the place of csrc/dispatch.cpp, which asks the processor.
+bool deepclust::multiplies_pairs_at_once() {
+    return false;
+}
+
 namespace deepclust {
 
 // The same numbers on every machine, in [-2, 2); the standard's distributions are not.
