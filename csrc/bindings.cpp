@@ -253,6 +253,39 @@ py::object kmeans_step(const MatrixArgument& x, const MatrixArgument& mu, int64_
     });
 }
 
+py::object kmeans_round(const MatrixArgument& x, const MatrixArgument& mu, int64_t n, int64_t d,
+                        int64_t k, const std::string& dtype, Address rounded, int n_threads) {
+    check_sizes(n, d, k, n_threads);
+    return call(dtype, [&](const auto& kernels) {
+        using T = decltype(type_of(kernels));
+        return kernels.kmeans_round({matrix<T>(x), matrix<T>(mu), n, d, k,
+                                     result<char>(rounded, kernels.kmeans_rounded_bytes(n, d)),
+                                     n_threads});
+    });
+}
+
+// n_open.
+int64_t kmeans_rounded(Address rounded, const MatrixArgument& x, const MatrixArgument& mu,
+                       int64_t n, int64_t d, int64_t k, const std::string& dtype, Address labels,
+                       Address sq_dist, int n_threads) {
+    check_sizes(n, d, k, n_threads);
+    int64_t n_open = 0;
+    call(dtype, [&](const auto& kernels) {
+        using T = decltype(type_of(kernels));
+        return kernels.kmeans_rounded({pointer<const void>(rounded), matrix<T>(x), matrix<T>(mu), n,
+                                       d, k, result<int64_t>(labels, n), result<T>(sq_dist, n),
+                                       &n_open, n_threads});
+    });
+    return n_open;
+}
+
+int64_t kmeans_rounded_bytes(int64_t n, int64_t d, const std::string& dtype) {
+    check_sizes(n, d, 1, 1);
+    const InstructionSet& isa = instruction_set();
+    return dtype == "float32" ? isa.float32.kmeans_rounded_bytes(n, d)
+                              : isa.float64.kmeans_rounded_bytes(n, d);
+}
+
 int64_t kmeans_step_groups(int64_t d, int64_t k, const std::string& dtype) {
     check_sizes(0, d, k, 1);
     const InstructionSet& isa = instruction_set();
@@ -282,6 +315,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("targets", &targets);
     m.def("target_loss", &target_loss);
     m.def("kmeans_assign", &kmeans_assign);
+    m.def("kmeans_round", &kmeans_round);
+    m.def("kmeans_rounded", &kmeans_rounded);
+    m.def("kmeans_rounded_bytes", &kmeans_rounded_bytes);
     m.def("kmeans_candidates", &kmeans_candidates);
     m.def("kmeans_update", &kmeans_update);
     m.def("kmeans_loss", &kmeans_loss);

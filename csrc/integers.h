@@ -268,12 +268,12 @@ struct IntegerCentroids {
     }
     const int32_t* tile(int64_t i) const { return &pairs[i * half_of(d) * tiling.width]; }
 
-    // What a score may exceed the least one by, that of w, in a row of which 1 / u is inverse_u.
-    // Both scores' roundings are in it: see clear_margin.
-    float margin(float inverse_u, float row_lost, int64_t w) const {
+    // What a score may exceed the least one by, that of a centroid as long as norm, in rows of
+    // which 1 / u is inverse_u. Both scores' roundings are in it: see clear_margin.
+    Lanes<float> margin(Lanes<float> inverse_u, Lanes<float> row_lost, Lanes<float> norm) const {
         constexpr float kGamma = 16 * std::numeric_limits<float>::epsilon() / 2;
-        const float z = longest(d) / inverse_u, a = z + norm[w];
-        const float norms = norm[w] + std::fmin(2 * z + norm[w], largest);
+        const Lanes<float> z = longest(d) / inverse_u, a = z + norm;
+        const Lanes<float> norms = norm + min(2 * z + norm, broadcast(largest));
         return 1.001F * (row_lost + lost) * norms + 5 * kGamma * a * a * inverse_u;
     }
 };
@@ -324,6 +324,7 @@ inline __attribute__((always_inline)) void fold_integers(const int32_t* panel,
             best = wins ? score : best;
             label = wins ? broadcast(static_cast<int32_t>(column)) : label;
         }
+        keep_in_register(label);
         store<float>(minima.best + at, best);
         store<float>(minima.second + at, second);
         store<int32_t>(minima.label + at, label);

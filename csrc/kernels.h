@@ -8,6 +8,7 @@
 #include "kmeans_assign.h"
 #include "kmeans_candidates.h"
 #include "kmeans_loss.h"
+#include "kmeans_rounded.h"
 #include "kmeans_step.h"
 #include "kmeans_update.h"
 #include "target_loss.h"
@@ -29,6 +30,9 @@ struct Kernels {
     BadRow (*kmeans_loss)(const KMeansLoss<T>&);
     BadRow (*kmeans_step)(const KMeansStep<T>&);
     int64_t (*kmeans_step_groups)(int64_t d, int64_t k);
+    BadRow (*kmeans_round)(const KMeansRound<T>&);
+    BadRow (*kmeans_rounded)(const KMeansRounded<T>&);
+    int64_t (*kmeans_rounded_bytes)(int64_t n, int64_t d);
 };
 
 struct InstructionSet {
@@ -73,6 +77,12 @@ template <typename T>
 BadRow kmeans_step(const KMeansStep<T>&);
 template <typename T>
 int64_t kmeans_step_groups(int64_t d, int64_t k);
+template <typename T>
+BadRow kmeans_round(const KMeansRound<T>&);
+template <typename T>
+BadRow kmeans_rounded(const KMeansRounded<T>&);
+template <typename T>
+int64_t kmeans_rounded_bytes(int64_t n, int64_t d);
 void adam(const Adam&);
 
 }  // namespace DEEPCLUST_ISA

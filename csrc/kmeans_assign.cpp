@@ -24,7 +24,7 @@
 
 #include "kmeans_assign.h"
 
-#include "integers.h"
+#include "integer_rows.h"
 #include "kernels.h"
 #include "label_sums.h"
 #include "row_scores.h"
@@ -37,7 +37,6 @@ constexpr int64_t kDirectWidth = 16;  // up to here finding sq_dist afterwards c
 // Where integers are worth that rows have to be rounded first.
 constexpr int64_t kFewestForIntegers = kRegisterBytes == 64 ? 4 : 32;  // centroids
 constexpr int64_t kProductsForIntegers = 512;                          // of a row
-constexpr int64_t kTurnedFirst = 32;  // up to this width a row is turned before it is rounded
 
 constexpr int64_t kFusedBytes = 64 << 10;  // of sums; larger ones take a pass of their own
 constexpr int64_t kNumbersPerSum = 64;     // that a part reads at least: its sums then cost little
@@ -147,22 +146,16 @@ struct PanelBlocks {
           x_at(layout.add(call.d)),
           mu_at(layout.add(call.d)) {}
 
+    // Assigns the rows of a block, with memory as `layout` says.
     BadRow operator()(int64_t block, T* memory) const {
         const int64_t first = block * grid.block_rows, n_rows = grid.rows_of(block);
-        assign(call.x, call.n, first, n_rows, call.labels + first, call.sq_dist + first, memory);
-        if (call.check && !all_finite(memory + norms_at, n_rows))
-            return first_bad_row(0, call.x, first, n_rows, call.d);
-        return {};
-    }
-
-    // Assigns rows [first, first + n_rows) of x, which has n; at most a block's, with memory as
-    // `layout` says.
-    void assign(Matrix<T> x, int64_t n, int64_t first, int64_t n_rows, int64_t* labels, T* sq_dists,
-                T* memory) const {
-        const T* const sq_norm = memory + norms_at;
+        T* const sq_norm = memory + norms_at;
         Minima<T> minima[kMaxPanels];
+        BadRow bad;
         for (int64_t at = 0, p = 0; at < n_rows; at += kPoints<T>, ++p)
-            load(x, n, first + at, memory, p, minima[p]);
+            load(call.x, call.n, first + at, memory, p, minima[p]);
+        if (call.check && !all_finite(sq_norm, n_rows))
+            bad = first_bad_row(0, call.x, first, n_rows, call.d);
         fold((n_rows + kPoints<T> - 1) / kPoints<T>, memory, minima);
         for (int64_t i = 0; i < n_rows; ++i) {
             const Minima<T>& found = minima[i / kPoints<T>];
@@ -170,9 +163,9 @@ struct PanelBlocks {
             int64_t label = found.label[lane];
             T nearest = found.best[lane];
             if constexpr (!kDirect) {
-                const T* const row = row_of(x, first + i, call.d, memory + x_at);
+                const T* const x = row_of(call.x, first + i, call.d, memory + x_at);
                 const auto sq_dist = [&](int64_t j) {
-                    return sq_dist_between(row, row_of(call.mu, j, call.d, memory + mu_at), call.d);
+                    return sq_dist_between(x, row_of(call.mu, j, call.d, memory + mu_at), call.d);
                 };
                 nearest = sq_dist(label);
                 if (!is_clear(found, lane, sq_norm[i])) {
@@ -183,9 +176,10 @@ struct PanelBlocks {
                     }
                 }
             }
-            labels[i] = label;
-            sq_dists[i] = nearest;
+            call.labels[first + i] = label;
+            if (call.sq_dist != nullptr) call.sq_dist[first + i] = nearest;
         }
+        return bad;
     }
 
     // Whether scores leave more rows undecided than they are worth, by one panel of rows from all
@@ -229,147 +223,60 @@ struct PanelBlocks {
     }
 };
 
-// Blocks of rows by integers (integers.h); direct differences decide between what these leave.
+// Blocks of rows by integers (integer_rows.h).
 template <typename T>
 struct IntegerBlocks {
     static constexpr int64_t kRowsPerProbe = 32;
 
     const KMeansAssign<T>& call;
-    const T* origin;
     IntegerCentroids centroids;
-    int64_t panel_size;
     Grid grid;
     Layout layout;
-    int64_t panels_at, pairs_at, copy_at, turned_at, z_at, x_at, mu_at;
+    RowRounder<T> rounder;
+    Words<T> panels_at;
+    int64_t copies_at;
 
     IntegerBlocks(const KMeansAssign<T>& call, const T* origin)
         : call(call),
-          origin(origin),
           centroids(call.d, call.k,
                     [&](int64_t j, int64_t e) { return call.mu(j, e) - origin[e]; }),
-          panel_size(panel_numbers(call.d)),
-          grid(call.n, kIntegerRows, panel_size * int64_t(sizeof(int32_t))),
-          panels_at(add_words(grid.block_rows / kIntegerRows * panel_size)),
-          pairs_at(add_words(kIntegerRows * pairs_stride(call.d))),
-          copy_at(add_words(copy_stride(call.d))),
-          turned_at(layout.add(round_up<T>(call.d) * kPoints<T>)),
-          z_at(add_words(call.d * kIntegerRows)),
-          x_at(layout.add(call.d)),
-          mu_at(layout.add(call.d)) {}
+          grid(call.n, kIntegerRows, panel_numbers(call.d) * int64_t(sizeof(int32_t))),
+          rounder(layout, call.d, origin),
+          panels_at(layout, grid.block_rows / kIntegerRows * panel_numbers(call.d)),
+          copies_at(layout.add(2 * call.d)) {}
 
     BadRow operator()(int64_t block, T* memory) const {
-        return multiplies_pairs_at_once() ? assign<true>(block, memory)
-                                          : assign<false>(block, memory);
+        const int64_t first = block * grid.block_rows, n_rows = grid.rows_of(block);
+        int32_t* const panels = panels_at.template in<int32_t>(memory);
+        bool finite = true;
+        for (int64_t i = 0; i < n_rows; i += kIntegerRows)
+            finite &= rounder.round(call.x, call.n, first + i, memory,
+                                    panels + i / kIntegerRows * panel_numbers(call.d));
+        assignment(call.x, call.labels, call.sq_dist)
+            .run(panels, first, n_rows, memory + copies_at);
+        if (call.check && !finite) return first_bad_row(0, call.x, first, n_rows, call.d);
+        return {};
     }
 
-    // Whether integers leave more rows undecided than they are worth, by one panel of rows from all
-    // over x.
+    // Whether integers leave more rows open than they are worth, by one panel of rows from all over
+    // x.
     bool leave_too_much() const {
         if (call.n < kRowsPerProbe * kIntegerRows) return false;
         const Buffer<T> memory(layout.size);
         Matrix<T> some = call.x;
         some.row_stride *= call.n / kIntegerRows;
-        int32_t* const panel = words<int32_t>(memory.get(), panels_at);
-        load_rows(some, kIntegerRows, 0, memory.get(), panel);
-        IntegerMinima minima;
-        fold_panels<false>(panel, 1, centroids, &minima);
-        int n_unclear = 0;
-        for (int i = 0; i < kIntegerRows; ++i)
-            n_unclear += !(cut(panel, minima, i) < minima.second[i]);
-        return n_unclear * 4 > kIntegerRows;
+        int64_t labels[kIntegerRows];
+        int32_t* const panel = panels_at.template in<int32_t>(memory.get());
+        rounder.round(some, kIntegerRows, 0, memory.get(), panel);
+        return assignment(some, labels, nullptr)
+                       .run(panel, 0, kIntegerRows, memory.get() + copies_at) *
+                   4 >
+               kIntegerRows;
     }
 
   private:
-    // Of four bytes each.
-    int64_t add_words(int64_t count) {
-        return layout.add((count * 4 + int64_t(sizeof(T)) - 1) / int64_t(sizeof(T)));
-    }
-    template <typename Word>
-    static Word* words(T* memory, int64_t at) {
-        return reinterpret_cast<Word*>(memory + at);
-    }
-
-    template <bool kAtOnce>
-    BadRow assign(int64_t block, T* memory) const {
-        const int64_t first = block * grid.block_rows, n_rows = grid.rows_of(block), d = call.d;
-        const int64_t n_panels = (n_rows + kIntegerRows - 1) / kIntegerRows;
-        int32_t* const panels = words<int32_t>(memory, panels_at);
-        bool finite = true;
-        for (int64_t p = 0; p < n_panels; ++p)
-            finite &= load_rows(call.x, call.n, first + p * kIntegerRows, memory,
-                                panels + p * panel_size);
-        IntegerMinima minima[kMaxPanels];
-        fold_panels<kAtOnce>(panels, n_panels, centroids, minima);
-        for (int64_t i = 0; i < n_rows; ++i) {
-            const int64_t p = i / kIntegerRows, lane = i % kIntegerRows;
-            const int32_t* const panel = panels + p * panel_size;
-            const T* const x = row_of(call.x, first + i, d, memory + x_at);
-            const auto sq_dist = [&](int64_t j) {
-                return sq_dist_between(x, row_of(call.mu, j, d, memory + mu_at), d);
-            };
-            int64_t label = minima[p].label[lane];
-            const float most = cut(panel, minima[p], lane);
-            T nearest = kInfinity<T>;
-            if (most < minima[p].second[lane])
-                nearest = sq_dist(label);
-            else
-                for_each_candidate<kAtOnce>(panel, lane, centroids, most, [&](int64_t j) {
-                    const T candidate = sq_dist(j);
-                    if (candidate < nearest || (candidate == nearest && j < label))
-                        nearest = candidate, label = j;
-                });
-            call.labels[first + i] = label;
-            call.sq_dist[first + i] = nearest;
-        }
-        if (call.check && !finite) return first_bad_row(0, call.x, first, n_rows, d);
-        return {};
-    }
-
-    // OUT panel: rows [first, first + kIntegerRows) of x, which has n. Whether all are finite.
-    bool load_rows(Matrix<T> x, int64_t n, int64_t first, T* memory, int32_t* panel) const {
-        return call.d <= kTurnedFirst ? load_turned(x, n, first, memory, panel)
-                                      : load_and_turn(x, n, first, memory, panel);
-    }
-    // Narrow rows are turned before they are rounded, which then takes nothing between lanes.
-    bool load_turned(Matrix<T> x, int64_t n, int64_t first, T* memory, int32_t* panel) const {
-        T* const turned = memory + turned_at;
-        float* const z = words<float>(memory, z_at);
-        T sq_norms[kPoints<T>];
-        float sq_norm[kIntegerRows];
-        for (int64_t v = 0; v < kIntegerRows; v += kPoints<T>) {
-            load_panel<T>(x, n, least(first + v, n), call.d, origin, {turned, sq_norms});
-            for (int64_t e = 0; e < call.d; ++e)
-                for (int64_t i = 0; i < kPoints<T>; ++i)
-                    z[e * kIntegerRows + v + i] = static_cast<float>(turned[e * kPoints<T> + i]);
-            for (int64_t i = 0; i < kPoints<T>; ++i)
-                sq_norm[v + i] = static_cast<float>(sq_norms[i]);
-        }
-        round_panel(z, sq_norm, call.d, panel);
-        return all_finite(sq_norm, least(kIntegerRows, n - first));
-    }
-    bool load_and_turn(Matrix<T> x, int64_t n, int64_t first, T* memory, int32_t* panel) const {
-        const int64_t d = call.d, n_rows = least(kIntegerRows, n - first);
-        int32_t* const pairs = words<int32_t>(memory, pairs_at);
-        float* const copy = words<float>(memory, copy_at);
-        float* const inverse_u = inverse_u_of(panel, d);
-        for (int64_t e = 0; e < copy_stride(d); ++e) copy[e] = 0;
-        bool finite = true;
-        for (int64_t i = 0; i < n_rows; ++i) {
-            const T* const row = row_of(x, first + i, d, memory + x_at);
-            const Extent extent = load_copy(row, origin, d, copy);
-            finite &= extent.sq_norm < kInfinity<float>;
-            inverse_u[i] = extent.inverse_u(d);
-            inverse_u[kIntegerRows + i] =
-                round_to_pairs(copy, d, inverse_u[i], pairs + i * pairs_stride(d));
-        }
-        turn_pairs(pairs, d, panel);
-        return finite;
-    }
-    // Which scores of a row leave a centroid in question.
-    float cut(const int32_t* panel, const IntegerMinima& minima, int64_t i) const {
-        const float* const inverse_u = inverse_u_of(panel, call.d);
-        return minima.best[i] +
-               centroids.margin(inverse_u[i], inverse_u[kIntegerRows + i], minima.label[i]);
+    IntegerAssignment<T> assignment(Matrix<T> x, int64_t* labels, T* sq_dist) const {
+        return {x, call.mu, call.d, labels, sq_dist, centroids};
     }
 };
 
@@ -421,7 +328,7 @@ struct RowBlocks {
             }
         for (int64_t r = 0; r < n_rows; ++r) {
             call.labels[first + r] = rows[r].label;
-            call.sq_dist[first + r] = rows[r].nearest;
+            if (call.sq_dist != nullptr) call.sq_dist[first + r] = rows[r].nearest;
         }
         if (call.check && !all_finite(norms, n_rows))
             return first_bad_row(0, call.x, first, n_rows, call.d);

@@ -6,8 +6,8 @@
 
 namespace deepclust {
 
-// IN x (n, d), mu (k, d); OUT labels (n), sq_dist (n). With `sums`, the centroid update in the same
-// pass: IN weight (n) or null: all 1; OUT sums (k, d), counts (k).
+// IN x (n, d), mu (k, d); OUT labels (n), sq_dist (n), unless null. With `sums`, the centroid
+// update in the same pass: IN weight (n) or null: all 1; OUT sums (k, d), counts (k).
 template <typename T>
 struct KMeansAssign {
     Matrix<T> x, mu;

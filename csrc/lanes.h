@@ -121,6 +121,17 @@ inline V max(V a, V b) {
     return a < b ? b : a;
 }
 
+// Has lanes lie in a register here: of a choice that is about to be stored GCC makes a masked
+// store, which takes longer than the choice and the store.
+template <typename V>
+inline void keep_in_register(V& lanes) {
+#ifdef __AVX512F__
+    asm("" : "+v"(lanes));
+#else
+    (void)lanes;
+#endif
+}
+
 template <typename To, typename From>
 inline To bits_as(From from) {
     static_assert(sizeof(To) == sizeof(From));

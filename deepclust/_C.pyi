@@ -77,6 +77,31 @@ def kmeans_assign(
     check: bool,
     /,
 ) -> _Bad: ...
+def kmeans_round(
+    x: _Matrix,
+    centroids: _Matrix,
+    n: int,
+    d: int,
+    k: int,
+    dtype: str,
+    rounded: int,
+    n_threads: int,
+    /,
+) -> _Bad: ...
+def kmeans_rounded(
+    rounded: int,
+    x: _Matrix,
+    centroids: _Matrix,
+    n: int,
+    d: int,
+    k: int,
+    dtype: str,
+    labels: int,
+    sq_dist: int,
+    n_threads: int,
+    /,
+) -> int: ...
+def kmeans_rounded_bytes(n: int, d: int, dtype: str, /) -> int: ...
 def kmeans_candidates(
     x: _Matrix,
     candidates: _Matrix,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deepclust import functional as F
+from deepclust.kernels.kmeans_assign.op import Rounded
 from tests import budget, reference
 from tests.cases import DTYPES, as_numpy, backends_for
 
@@ -59,7 +60,7 @@ def one_number(n: int, d: int, k: int, rng: np.random.Generator) -> tuple[np.nda
     x = np.zeros((n, d))
     x[np.arange(n), rng.integers(0, d, size=n)] = 100 * rng.normal(size=n)
     x[::5] = 0
-    return x, x[rng.integers(0, n, size=k)] + 0.1 * rng.normal(size=(k, d))
+    return x, np.resize(x, (k, d)) + 0.1 * rng.normal(size=(k, d))
 
 
 def outliers(n: int, d: int, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -91,6 +92,13 @@ KINDS = (
     tiny,
     large,
 )
+
+
+def strided(x: Tensor) -> Tensor:
+    wide = x.new_full((2 * x.shape[0], 3 * x.shape[1]), torch.nan)
+    view = wide[1::2, 2::3]
+    view.copy_(x)
+    return view
 
 
 @cpp
@@ -136,6 +144,51 @@ def test_ties_go_to_the_lowest_index(
 
 @cpp
 @dtypes
+@pytest.mark.parametrize(
+    "shape", [(1001, 10, 10), (40, 1, 1), (3, 17, 9), (0, 5, 2), (1100, 64, 260)]
+)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_rows_rounded_once(
+    backend: str,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int],
+    kind: Callable[..., object],
+    threads: Callable[[int], None],
+) -> None:
+    """Centroids move, and the rows stay: labels and distances are those of rows in full."""
+    rng = np.random.default_rng(0)
+    x, mu = (torch.from_numpy(a).to(dtype) for a in kind(*shape, rng))
+    rounded = Rounded(strided(x), mu, backend)
+    for n_threads in (1, 2, 3):
+        threads(n_threads)
+        labels = torch.full((len(x),), -1)
+        rounded.nearest(mu, labels, None)
+        again, sq_dist = torch.full((len(x),), -1), x.new_full((len(x),), torch.nan)
+        rounded.nearest(mu, again, sq_dist)
+        squared = reference.squared_distances(as_numpy(x), as_numpy(mu))
+        found = squared[np.arange(len(squared)), as_numpy(labels)]
+        error = (budget.growth(shape[1]) + 4) * budget.roundoff(dtype)
+        smallest = float(torch.finfo(dtype).tiny)
+        assert (found <= squared.min(1) * (1 + 3 * error) + smallest).all()
+        assert torch.equal(again, labels)
+        np.testing.assert_allclose(as_numpy(sq_dist), found, rtol=error, atol=smallest)
+        mu = 3 * mu + torch.from_numpy(rng.normal(size=mu.shape)).to(dtype) * mu.abs().mean()
+
+
+@cpp
+def test_rounded_rows_say_whether_they_are_worth_it(backend: str) -> None:
+    x, mu = (torch.from_numpy(a) for a in gaussian(500, 30, 20, np.random.default_rng(0)))
+    labels = torch.empty(500, dtype=torch.int64)
+    rounded = Rounded(x, mu, backend)
+    rounded.nearest(mu, labels, None)
+    assert rounded.worth
+    rounded.nearest(mu[:1] + 1e-9 * mu, labels, None)
+    assert not rounded.worth
+    assert torch.equal(labels, F.kmeans_assign(x, mu[:1] + 1e-9 * mu, backend=backend)[0])
+
+
+@cpp
+@dtypes
 def test_what_is_not_finite(backend: str, dtype: torch.dtype) -> None:
     """It is refused with its row; unchecked it spoils no other row."""
     shape = (300, 40, 30)
@@ -151,13 +204,6 @@ def test_what_is_not_finite(backend: str, dtype: torch.dtype) -> None:
         assert torch.equal(labels[others], clean[0][others])
         assert torch.equal(sq_dist[others], clean[1][others])
         assert 0 <= int(labels[123]) < 30
-
-
-def strided(x: Tensor) -> Tensor:
-    wide = x.new_full((2 * x.shape[0], 3 * x.shape[1]), torch.nan)
-    view = wide[1::2, 2::3]
-    view.copy_(x)
-    return view
 
 
 @cpp

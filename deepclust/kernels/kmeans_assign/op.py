@@ -100,6 +100,39 @@ def assign_and_update(
     return label_sums(x, labels, len(centroids), sample_weight, backend)
 
 
+class Rounded:
+    """Rows kept as 16-bit integers, in half the memory of float32, for many passes over them.
+
+    Which centroid is the nearest is `kmeans_assign`'s answer: integers leave of most rows one in
+    question, and the rows themselves decide the others.
+
+    Args:
+        x: Rows (N, D), finite.
+        centroids: (K, D), in x's type, of which the middle is taken from the rows.
+
+    Attributes:
+        worth: Whether integers settled most rows of the last call.
+    """
+
+    MOST_BYTES = 4 << 30
+
+    def __init__(self, x: Tensor, centroids: Tensor, backend: str) -> None:
+        self._kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+        self._x, self.worth = x, True
+        self._rounded = self._kernel.round_rows(x, centroids)
+
+    @staticmethod
+    def runs(x: Tensor, backend: str) -> bool:
+        """Whether this backend has it, and there is room."""
+        kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+        return hasattr(kernel, "round_rows") and 2 * x.numel() <= Rounded.MOST_BYTES
+
+    def nearest(self, centroids: Tensor, labels: Tensor, sq_dist: Tensor | None) -> None:
+        """Fill labels (N,) and, unless it is None, sq_dist (N,)."""
+        n_open = self._kernel.nearest(self._rounded, self._x, centroids, labels, sq_dist)
+        self.worth = n_open <= len(self._x) // 4
+
+
 class Following:
     """The nearest centroids of rows, followed from step to step while the centroids move.
 

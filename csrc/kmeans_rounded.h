@@ -1,0 +1,32 @@
+// Rows kept as 16-bit integers, in half of the memory of float32, and their nearest centroids.
+
+#pragma once
+
+#include "matrix.h"
+
+namespace deepclust {
+
+// IN x (n, d), mu (k, d): the median of some of its rows is the origin;
+// OUT rounded, of as many bytes as kmeans_rounded_bytes says.
+template <typename T>
+struct KMeansRound {
+    Matrix<T> x, mu;
+    int64_t n, d, k;
+    void* rounded;
+    int n_threads;
+};
+
+// IN rounded, of x (n, d); mu (k, d); OUT labels (n), sq_dist (n) unless null, n_open: of how many
+// rows more than one centroid was measured. x is read for these and for sq_dist alone.
+template <typename T>
+struct KMeansRounded {
+    const void* rounded;
+    Matrix<T> x, mu;
+    int64_t n, d, k;
+    int64_t* labels;
+    T* sq_dist;
+    int64_t* n_open;
+    int n_threads;
+};
+
+}  // namespace deepclust
