@@ -6,6 +6,7 @@
 #include "assign.h"
 #include "frequencies.h"
 #include "kmeans_assign.h"
+#include "kmeans_batch.h"
 #include "kmeans_candidates.h"
 #include "kmeans_loss.h"
 #include "kmeans_step.h"
@@ -24,6 +25,7 @@ struct Kernels {
     BadRow (*targets)(const Targets<T>&);
     BadRow (*target_loss)(const TargetLoss<T>&);
     BadRow (*kmeans_assign)(const KMeansAssign<T>&);
+    BadRow (*kmeans_batch)(const KMeansBatch<T>&);
     BadRow (*kmeans_candidates)(const KMeansCandidates<T>&);
     BadRow (*kmeans_update)(const KMeansUpdate<T>&);
     BadRow (*kmeans_loss)(const KMeansLoss<T>&);
@@ -59,6 +61,8 @@ template <typename T>
 BadRow target_loss(const TargetLoss<T>&);
 template <typename T>
 BadRow kmeans_assign(const KMeansAssign<T>&);
+template <typename T>
+BadRow kmeans_batch(const KMeansBatch<T>&);
 template <typename T>
 BadRow kmeans_candidates(const KMeansCandidates<T>&);
 template <typename T>
