@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from deepclust.cluster import MiniBatchKMeans
 from deepclust.cluster._lloyd import means
+from deepclust.cluster._points import Points
 from deepclust.kernels.kmeans_assign.op import assign_and_update, kmeans_batch
 from tests import budget, reference
 from tests.cases import DTYPES, as_numpy, backends_for, lay_out
@@ -156,3 +159,57 @@ def test_same_bits_for_any_number_of_threads(
 def test_other_backends_have_none() -> None:
     x, rows, weight, mu, counts = make((127, 11, 10), torch.float32)
     assert kmeans_batch(x, rows, weight, mu, counts, "eager") is None
+
+
+def rows_of(n: int, d: int, dtype: type) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(n, d)) + 4 * rng.normal(size=(9, d))[np.arange(n) % 9]).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("d", [5, 40])
+@weighted
+def test_fits_are_those_by_parts(
+    dtype: type, d: int, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X = rows_of(3000, d, dtype)
+    weight = np.random.default_rng(1).random(3000) if weighted else None
+    options = {"batch_size": 200, "max_iter": 2, "random_state": 0}
+    eager = MiniBatchKMeans(9, backend="eager", **options).fit(X, sample_weight=weight)
+    steps = []
+    plain = Points.step
+
+    def counted(self: Points, *args: Tensor) -> tuple[float, Tensor, Tensor] | None:
+        steps.append(plain(self, *args))
+        return steps[-1]
+
+    monkeypatch.setattr(Points, "step", counted)
+    made = MiniBatchKMeans(9, **options).fit(X, sample_weight=weight)
+    assert len(steps) == made.n_steps_
+    assert None not in steps
+    monkeypatch.setattr(Points, "step", lambda self, *args: None)
+    by_parts = MiniBatchKMeans(9, **options).fit(X, sample_weight=weight)
+    assert made.n_steps_ == by_parts.n_steps_ == eager.n_steps_
+    np.testing.assert_array_equal(made.cluster_centers_, by_parts.cluster_centers_)
+    np.testing.assert_array_equal(made.labels_, by_parts.labels_)
+    np.testing.assert_array_equal(made.labels_, eager.labels_)
+    rtol = 1e-5 if dtype is np.float32 else 1e-12
+    np.testing.assert_allclose(made.cluster_centers_, eager.cluster_centers_, rtol=rtol, atol=rtol)
+
+
+def test_partial_fit_of_a_file_gives_the_bits_of_the_array(tmp_path: Path) -> None:
+    X = rows_of(500, 6, np.float64)
+    np.save(tmp_path / "X.npy", X)
+    made, found = (MiniBatchKMeans(9, random_state=0) for _ in range(2))
+    for _ in range(3):
+        made.partial_fit(X)
+        found.partial_fit(tmp_path / "X.npy")
+    np.testing.assert_array_equal(found.cluster_centers_, made.cluster_centers_)
+
+
+def test_large_batches_are_cut_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    X = rows_of(500, 6, np.float64)
+    whole = MiniBatchKMeans(9, random_state=0).fit(X)
+    monkeypatch.setattr("deepclust.cluster._points.BLOCK_ELEMENTS", 6 * 100)
+    cut = MiniBatchKMeans(9, random_state=0).fit(X)
+    np.testing.assert_allclose(cut.cluster_centers_, whole.cluster_centers_, rtol=1e-12)
