@@ -10,7 +10,7 @@ namespace deepclust::DEEPCLUST_ISA {
 
 template <typename T>
 struct PickedRows {
-    static constexpr int64_t kAheadBytes = 1 << 10;  // of rows on their way at a time
+    static constexpr int64_t kAheadBytes = 2 << 10;  // of rows on their way at a time
     static constexpr int64_t kChunkRows = 64;
 
     Matrix<T> x;
@@ -61,8 +61,9 @@ struct PickedRows {
         for (int64_t i = first; i < first + count * step; i += step, to += width) {
             if (i + ahead < n) {
                 const T* const later = row(i + ahead);
-                for (int64_t e = 0; e < width; e += kLine) __builtin_prefetch(later + e);
-                __builtin_prefetch(later + width - 1);
+                // Into the second cache, which waits for more lines at a time than the first.
+                for (int64_t e = 0; e < width; e += kLine) __builtin_prefetch(later + e, 0, 2);
+                __builtin_prefetch(later + width - 1, 0, 2);
             }
             const T* const from = row(i);
             if (x.col_stride == 1)
