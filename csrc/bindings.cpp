@@ -203,6 +203,21 @@ py::object kmeans_assign(const MatrixArgument& x, const MatrixArgument& mu, int6
     });
 }
 
+double kmeans_batch(const MatrixArgument& x, Address rows, const MatrixArgument& mu, int64_t n,
+                    int64_t d, int64_t k, const std::string& dtype, Address weight, Address counts,
+                    Address new_mu, Address new_counts, int n_threads) {
+    check_sizes(n, d, k, n_threads);
+    double inertia = 0;
+    call(dtype, [&](const auto& kernels) {
+        using T = decltype(type_of(kernels));
+        return kernels.kmeans_batch({matrix<T>(x), pointer<const int64_t>(rows), matrix<T>(mu), n,
+                                     d, k, pointer<const T>(weight), pointer<const double>(counts),
+                                     pointer<T>(new_mu), pointer<double>(new_counts), &inertia,
+                                     n_threads});
+    });
+    return inertia;
+}
+
 py::object kmeans_candidates(const MatrixArgument& x, const MatrixArgument& candidates, int64_t n,
                              int64_t d, int64_t k, const std::string& dtype, Address nearest,
                              Address weight, Address sq_dist, Address potentials, int n_threads,
@@ -318,6 +333,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("kmeans_round", &kmeans_round);
     m.def("kmeans_rounded", &kmeans_rounded);
     m.def("kmeans_rounded_bytes", &kmeans_rounded_bytes);
+    m.def("kmeans_batch", &kmeans_batch);
     m.def("kmeans_candidates", &kmeans_candidates);
     m.def("kmeans_update", &kmeans_update);
     m.def("kmeans_loss", &kmeans_loss);

@@ -7,10 +7,10 @@ namespace {
 
 template <typename T>
 constexpr Kernels<T> kernels() {
-    return {assign_forward<T>, assign_backward<T>,     frequencies<T>,        targets<T>,
-            target_loss<T>,    kmeans_assign<T>,       kmeans_candidates<T>,  kmeans_update<T>,
-            kmeans_loss<T>,    kmeans_step<T>,         kmeans_step_groups<T>, kmeans_round<T>,
-            kmeans_rounded<T>, kmeans_rounded_bytes<T>};
+    return {assign_forward<T>, assign_backward<T>, frequencies<T>,         targets<T>,
+            target_loss<T>,    kmeans_assign<T>,   kmeans_batch<T>,        kmeans_candidates<T>,
+            kmeans_update<T>,  kmeans_loss<T>,     kmeans_step<T>,         kmeans_step_groups<T>,
+            kmeans_round<T>,   kmeans_rounded<T>,  kmeans_rounded_bytes<T>};
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include "assign.h"
 #include "frequencies.h"
 #include "kmeans_assign.h"
+#include "kmeans_batch.h"
 #include "kmeans_candidates.h"
 #include "kmeans_loss.h"
 #include "kmeans_rounded.h"
@@ -25,6 +26,7 @@ struct Kernels {
     BadRow (*targets)(const Targets<T>&);
     BadRow (*target_loss)(const TargetLoss<T>&);
     BadRow (*kmeans_assign)(const KMeansAssign<T>&);
+    BadRow (*kmeans_batch)(const KMeansBatch<T>&);
     BadRow (*kmeans_candidates)(const KMeansCandidates<T>&);
     BadRow (*kmeans_update)(const KMeansUpdate<T>&);
     BadRow (*kmeans_loss)(const KMeansLoss<T>&);
@@ -67,6 +69,8 @@ template <typename T>
 BadRow target_loss(const TargetLoss<T>&);
 template <typename T>
 BadRow kmeans_assign(const KMeansAssign<T>&);
+template <typename T>
+BadRow kmeans_batch(const KMeansBatch<T>&);
 template <typename T>
 BadRow kmeans_candidates(const KMeansCandidates<T>&);
 template <typename T>

@@ -102,6 +102,21 @@ def kmeans_rounded(
     /,
 ) -> int: ...
 def kmeans_rounded_bytes(n: int, d: int, dtype: str, /) -> int: ...
+def kmeans_batch(
+    x: _Matrix,
+    rows: int,
+    centroids: _Matrix,
+    n: int,
+    d: int,
+    k: int,
+    dtype: str,
+    weight: int,
+    counts: int,
+    new_centroids: int,
+    new_counts: int,
+    n_threads: int,
+    /,
+) -> float: ...
 def kmeans_candidates(
     x: _Matrix,
     candidates: _Matrix,

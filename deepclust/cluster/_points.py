@@ -27,6 +27,7 @@ from deepclust.cluster._data import (
 from deepclust.cluster._sources import (
     Blocks,
     Dense,
+    Picked,
     Source,
     ahead,
     as_tensor,
@@ -36,7 +37,7 @@ from deepclust.cluster._sources import (
 )
 from deepclust.distributed import Ranks, Shard
 from deepclust.kernels import _checks
-from deepclust.kernels.kmeans_assign.op import assign_and_update
+from deepclust.kernels.kmeans_assign.op import assign_and_update, kmeans_batch
 from deepclust.kernels.kmeans_candidates.op import fill_candidates
 from deepclust.kernels.kmeans_update.op import label_sums
 
@@ -161,15 +162,14 @@ class Points:
         """
         if self._source.picks:
             draw, x = Draw(self.weight, self._n), self.in_memory
-            batch = self.like(self.take(draw(size, rng)), None)
+            if x is None:
+                while True:
+                    yield self.like(self.take(draw(size, rng)), None)
+            source = Picked(x, torch.empty(size, dtype=torch.int64))
+            batch = self.like(source, None)
             while True:
+                source.numbers = torch.from_numpy(draw(size, rng)).to(x.device)
                 yield batch
-                drawn = draw(size, rng)
-                if x is None:
-                    batch = self.like(self.take(drawn), None)
-                else:  # into the same memory: new memory would cost as much as the rows
-                    picked = torch.from_numpy(drawn).to(x.device)
-                    torch.index_select(x, 0, picked, out=batch.in_memory)
         while True:
             for rows, x in self.blocks(size):
                 yield self.like(x, self._weight_of(rows))
@@ -198,11 +198,12 @@ class Points:
             weight = weight[torch.from_numpy(rows).to(self.device)]
         return self.like(self.take(rows), weight)
 
-    def like(self, x: Tensor, weight: Tensor | None) -> Points:
-        """Other rows (n, D), as `take` gives them, with weights (n,)."""
+    def like(self, x: Tensor | Picked, weight: Tensor | None) -> Points:
+        """Other rows (n, D), as `take` gives them or by number, with weights (n,)."""
         other = copy.copy(self)
-        other._source, other._n, other.held, other.weight = Dense(x), len(x), True, weight
-        other.ranks = Ranks(len(x))
+        other._source = Dense(x) if isinstance(x, Tensor) else x
+        other._n, other.held, other.weight = other._source.shape[0], True, weight
+        other.ranks = Ranks(other._n)
         return other
 
     def column(self, dtype: torch.dtype) -> Column:
@@ -262,6 +263,18 @@ class Points:
             counts += more[1]
         found = self.over_all(inertia) if wanted else None
         return Pass(found, self.ranks.sum(sums), self.ranks.sum(counts), nearest)
+
+    def step(self, centroids: Tensor, counts: Tensor) -> tuple[float, Tensor, Tensor] | None:
+        """What `kmeans_batch` gives, where the backend has it and the rows are one block in memory.
+
+        The bits are those of `assign_and_update` and `means`.
+        """
+        source = self._source
+        if not self.held or self.unit or self._n * self.width > BLOCK_ELEMENTS:
+            return None
+        assert isinstance(source, (Dense, Picked))
+        rows = source.numbers if isinstance(source, Picked) else None
+        return kmeans_batch(source.x, rows, self.weight, centroids, counts, self.backend)
 
     def sums(self, labels: Column, n_clusters: int) -> tuple[Tensor, Tensor]:
         """Weighted sums (K, D) and counts (K,) of the rows of each cluster, in float64."""

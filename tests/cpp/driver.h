@@ -58,6 +58,7 @@ class Job {
         dq_ = numbers<T>(n * k, 7);
         Numbers from(8);
         for (int64_t i = 0; i < n; ++i) labels_.push_back(int64_t(from.next() % uint64_t(k)));
+        for (int64_t i = 0; i < n; ++i) rows_.push_back(int64_t(from.next() % uint64_t(n)));
         bias_ = numbers<T>(k, 9);
         q_.resize(size_t(n * k));
         dz_.resize(size_t(n * d));
@@ -76,8 +77,8 @@ class Job {
         static const std::vector<std::string> all = {
             "assign_forward",     "assign_backward",   "frequencies",          "targets",
             "target_loss",        "target_loss_value", "target_loss_snapshot", "kmeans_assign",
-            "kmeans_assign_sums", "kmeans_candidates", "kmeans_update",        "kmeans_loss",
-            "kmeans_step",        "kmeans_step_again"};
+            "kmeans_assign_sums", "kmeans_batch",      "kmeans_candidates",    "kmeans_update",
+            "kmeans_loss",        "kmeans_step",       "kmeans_step_again"};
         return all;
     }
 
@@ -119,6 +120,9 @@ class Job {
         else if (name == "kmeans_assign_sums")
             kernels_.kmeans_assign({z, mu, n_, d_, k_, found_.data(), sq_dist_.data(), nullptr,
                                     sums_.data(), counts_.data(), threads, true});
+        else if (name == "kmeans_batch")
+            kernels_.kmeans_batch({z, rows_.data(), mu, n_, d_, k_, nullptr, f_.data(), dparams[0],
+                                   counts_.data(), &inertia_, threads});
         else if (name == "kmeans_candidates")  // of which these are very many
             kernels_.kmeans_candidates(
                 {z, mu, n_, d_, k_, z_.data(), nullptr, q_.data(), counts_.data(), threads, true});
@@ -139,7 +143,7 @@ class Job {
 
     // All outputs, to be compared.
     std::vector<double> outputs() const {
-        std::vector<double> all = {double(loss_), double(n_changed_)};
+        std::vector<double> all = {double(loss_), inertia_, double(n_changed_)};
         const auto add = [&](const auto& from) { all.insert(all.end(), from.begin(), from.end()); };
         add(q_), add(dz_), add(found_), add(sq_dist_), add(upper_), add(lower_), add(f_),
             add(sums_), add(counts_);
@@ -158,12 +162,13 @@ class Job {
     HeadKind kind_;
     T nu_;
     std::vector<T> z_, old_z_, params_[3], p_, dq_, bias_;
-    std::vector<int64_t> labels_;
+    std::vector<int64_t> labels_, rows_;
     std::vector<T> q_, dz_, dparams_[3], sq_dist_, upper_, lower_, moved_;
     std::vector<int64_t> found_;
     std::vector<double> f_, sums_, counts_;
     int64_t n_changed_ = 0;
     T loss_ = 0;
+    double inertia_ = 0;
 };
 
 }  // namespace deepclust

@@ -33,6 +33,33 @@ def forward_and_update(
     return sums, counts
 
 
+def batch(
+    x: Tensor,
+    rows: Tensor | None,
+    sample_weight: Tensor | None,
+    centroids: Tensor,
+    counts: Tensor,
+) -> tuple[float, Tensor, Tensor]:
+    """inertia, centroids (K, D) and counts (K,) after a step, by csrc/kmeans_batch.cpp."""
+    moved, given = torch.empty(centroids.shape, dtype=centroids.dtype), torch.empty_like(counts)
+    k, d = centroids.shape
+    inertia = _C.kmeans_batch(
+        matrix(x),
+        address(rows),
+        matrix(centroids),
+        len(x) if rows is None else len(rows),
+        d,
+        k,
+        DTYPES[x.dtype],
+        address(sample_weight),
+        counts.data_ptr(),
+        moved.data_ptr(),
+        given.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return inertia, moved, given
+
+
 def n_bounds(d: int, k: int, dtype: torch.dtype) -> int:
     """Lower bounds of a row that `step` keeps."""
     return _C.kmeans_step_groups(d, k, DTYPES[dtype])

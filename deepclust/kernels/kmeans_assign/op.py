@@ -131,6 +131,37 @@ class Rounded:
         """Fill labels (N,) and, unless it is None, sq_dist (N,)."""
         n_open = self._kernel.nearest(self._rounded, self._x, centroids, labels, sq_dist)
         self.worth = n_open <= len(self._x) // 4
+def kmeans_batch(
+    x: Tensor,
+    rows: Tensor | None,
+    sample_weight: Tensor | None,
+    centroids: Tensor,
+    counts: Tensor,
+    backend: str,
+) -> tuple[float, Tensor, Tensor] | None:
+    """A step of mini-batch k-means in one call, unchecked, where a backend has it; else None.
+
+    mu_j becomes the mean of the rows that it was given so far, counts_j by weight, and of those of
+    the batch that it is nearest to (Sculley, 2010); where these are none, it stays. Rows that are
+    picked by number are not copied first, as all of a batch.
+
+    Args:
+        x: Any rows (M, D), in centroids' type.
+        rows: Numbers (N,) int64 of those in the batch, below M; None is all of x.
+        sample_weight: Weights (N,) in the same type, contiguous; None is all 1.
+        centroids: mu (K, D).
+        counts: (K,) in float64.
+        backend: "auto", "eager", "cpp" or "triton".
+
+    Returns:
+        The weighted sum of the batch's squared distances before the step; centroids and counts
+        after it, in new memory.
+    """
+    kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+    if not hasattr(kernel, "batch"):
+        return None
+    found: tuple[float, Tensor, Tensor] = kernel.batch(x, rows, sample_weight, centroids, counts)
+    return found
 
 
 class Following:
