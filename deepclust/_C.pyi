@@ -99,6 +99,7 @@ def kmeans_update(
     k: int,
     dtype: str,
     labels: int,
+    before: int,
     weight: int,
     sums: int,
     counts: int,

@@ -53,6 +53,8 @@ class Job {
         dq_ = numbers<T>(n * k, 7);
         Numbers from(8);
         for (int64_t i = 0; i < n; ++i) labels_.push_back(int64_t(from.next() % uint64_t(k)));
+        before_ = labels_;
+        for (int64_t i = 0; i < n; i += 3) before_[size_t(i)] = (labels_[size_t(i)] + 1) % k;
         bias_ = numbers<T>(k, 9);
         q_.resize(size_t(n * k));
         dz_.resize(size_t(n * d));
@@ -71,8 +73,8 @@ class Job {
         static const std::vector<std::string> all = {
             "assign_forward",     "assign_backward",   "frequencies",          "targets",
             "target_loss",        "target_loss_value", "target_loss_snapshot", "kmeans_assign",
-            "kmeans_assign_sums", "kmeans_candidates", "kmeans_update",        "kmeans_loss",
-            "kmeans_step",        "kmeans_step_again"};
+            "kmeans_assign_sums", "kmeans_candidates", "kmeans_update",        "kmeans_changes",
+            "kmeans_loss",        "kmeans_step",       "kmeans_step_again"};
         return all;
     }
 
@@ -120,6 +122,9 @@ class Job {
         else if (name == "kmeans_update")
             kernels_.kmeans_update({z, n_, d_, k_, labels_.data(), nullptr, sums_.data(),
                                     counts_.data(), threads, true});
+        else if (name == "kmeans_changes")
+            kernels_.kmeans_update({z, n_, d_, k_, labels_.data(), nullptr, sums_.data(),
+                                    counts_.data(), threads, true, before_.data()});
         else if (name == "kmeans_loss")
             kernels_.kmeans_loss({z, mu, n_, d_, k_, labels_.data(), 1.0, &loss_, dz_.data(),
                                   dparams[0], threads, true});
@@ -153,7 +158,7 @@ class Job {
     HeadKind kind_;
     T nu_;
     std::vector<T> z_, old_z_, params_[3], p_, dq_, bias_;
-    std::vector<int64_t> labels_;
+    std::vector<int64_t> labels_, before_;
     std::vector<T> q_, dz_, dparams_[3], sq_dist_, upper_, lower_, moved_;
     std::vector<int64_t> found_;
     std::vector<double> f_, sums_, counts_;
