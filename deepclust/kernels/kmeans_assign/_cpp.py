@@ -17,6 +17,11 @@ def forward(x: Tensor, centroids: Tensor, precision: str, check: bool) -> tuple[
     return labels, sq_dist
 
 
+def fill(x: Tensor, centroids: Tensor, precision: str, labels: Tensor, sq_dist: Tensor) -> None:
+    """Fills these, unchecked."""
+    _run(x, centroids, None, labels, sq_dist, None, None, False)
+
+
 def forward_and_update(
     x: Tensor,
     centroids: Tensor,

@@ -75,6 +75,20 @@ def _forward(
 
 
 @torch.no_grad()
+def fill_nearest(
+    x: Tensor, centroids: Tensor, labels: Tensor, sq_dist: Tensor | None, backend: str
+) -> None:
+    """`kmeans_assign`, unchecked, into labels (N,) int64 and, unless it is None, sq_dist (N,)."""
+    kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+    if sq_dist is None:
+        sq_dist = x.new_empty(len(x), dtype=_checks.compute_dtype(x.dtype))
+    if hasattr(kernel, "fill"):
+        kernel.fill(x, centroids.to(sq_dist.dtype), "exact", labels, sq_dist)
+    else:
+        labels[:], sq_dist[:] = _forward(x, centroids, backend, "exact", False)
+
+
+@torch.no_grad()
 def assign_and_update(
     x: Tensor,
     centroids: Tensor,
@@ -96,7 +110,7 @@ def assign_and_update(
             x, centroids, sample_weight, "exact", labels, sq_dist
         )
         return fused
-    labels[:], sq_dist[:] = _forward(x, centroids, backend, "exact", False)
+    fill_nearest(x, centroids, labels, sq_dist, backend)
     return label_sums(x, labels, len(centroids), sample_weight, backend)
 
 
