@@ -233,14 +233,15 @@ py::object kmeans_candidates(const MatrixArgument& x, const MatrixArgument& cand
 }
 
 py::object kmeans_update(const MatrixArgument& x, int64_t n, int64_t d, int64_t k,
-                         const std::string& dtype, Address labels, Address weight, Address sums,
-                         Address counts, int n_threads, bool check) {
+                         const std::string& dtype, Address labels, Address before, Address weight,
+                         Address sums, Address counts, int n_threads, bool check) {
     check_sizes(n, d, k, n_threads);
     return call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
         return kernels.kmeans_update({matrix<T>(x), n, d, k, pointer<const int64_t>(labels),
                                       pointer<const T>(weight), pointer<double>(sums),
-                                      pointer<double>(counts), n_threads, check});
+                                      pointer<double>(counts), n_threads, check,
+                                      pointer<const int64_t>(before)});
     });
 }
 
@@ -282,14 +283,13 @@ py::object kmeans_round(const MatrixArgument& x, const MatrixArgument& mu, int64
 // n_open.
 int64_t kmeans_rounded(Address rounded, const MatrixArgument& x, const MatrixArgument& mu,
                        int64_t n, int64_t d, int64_t k, const std::string& dtype, Address labels,
-                       Address sq_dist, int n_threads) {
+                       int n_threads) {
     check_sizes(n, d, k, n_threads);
     int64_t n_open = 0;
     call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
         return kernels.kmeans_rounded({pointer<const void>(rounded), matrix<T>(x), matrix<T>(mu), n,
-                                       d, k, result<int64_t>(labels, n), result<T>(sq_dist, n),
-                                       &n_open, n_threads});
+                                       d, k, result<int64_t>(labels, n), &n_open, n_threads});
     });
     return n_open;
 }

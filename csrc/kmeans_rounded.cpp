@@ -69,8 +69,7 @@ BadRow kmeans_rounded(const KMeansRounded<T>& call) {
     const int32_t* const panels = Rounded<T>(call.n, call.d).panels(call.rounded);
     const IntegerCentroids centroids(
         call.d, call.k, [&](int64_t j, int64_t e) { return call.mu(j, e) - origin[e]; });
-    const IntegerAssignment<T> assignment{call.x,      call.mu,      call.d,
-                                          call.labels, call.sq_dist, centroids};
+    const IntegerAssignment<T> assignment{call.x, call.mu, call.d, call.labels, nullptr, centroids};
     const Grid grid = grid_of(call.n, call.d);
     Layout layout;
     const int64_t copies_at = layout.add(2 * call.d);

@@ -16,15 +16,14 @@ struct KMeansRound {
     int n_threads;
 };
 
-// IN rounded, of x (n, d); mu (k, d); OUT labels (n), sq_dist (n) unless null, n_open: of how many
-// rows more than one centroid was measured. x is read for these and for sq_dist alone.
+// IN rounded, of x (n, d); mu (k, d); OUT labels (n), n_open: of how many rows integers left more
+// than one centroid in question, which are those that are read in x.
 template <typename T>
 struct KMeansRounded {
     const void* rounded;
     Matrix<T> x, mu;
     int64_t n, d, k;
     int64_t* labels;
-    T* sq_dist;
     int64_t* n_open;
     int n_threads;
 };

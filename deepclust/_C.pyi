@@ -97,7 +97,6 @@ def kmeans_rounded(
     k: int,
     dtype: str,
     labels: int,
-    sq_dist: int,
     n_threads: int,
     /,
 ) -> int: ...
@@ -139,6 +138,7 @@ def kmeans_update(
     k: int,
     dtype: str,
     labels: int,
+    before: int,
     weight: int,
     sums: int,
     counts: int,

@@ -37,7 +37,7 @@ from deepclust.cluster._sources import (
 )
 from deepclust.distributed import Ranks, Shard
 from deepclust.kernels import _checks
-from deepclust.kernels.kmeans_assign.op import assign_and_update, kmeans_batch
+from deepclust.kernels.kmeans_assign.op import assign_and_update, fill_nearest, kmeans_batch
 from deepclust.kernels.kmeans_candidates.op import fill_candidates
 from deepclust.kernels.kmeans_update.op import label_sums
 
@@ -73,7 +73,9 @@ class Points:
     Rows that are held lie in memory as they are wanted: dense ones, and on a GPU whatever half of
     its free memory can hold. Others are read in each pass, in a thread that is a block ahead of the
     kernels. Sums are added up block by block, and blocks on the CPU are cut by the width alone, so
-    that results have the same bits whatever the rows lie in, and for any number of threads.
+    that results have the same bits whatever the rows lie in, and for any number of threads. Lloyd's
+    sums alone, which come from changes where rows are in memory, are a file's up to rounding in
+    float64.
 
     Args:
         source: What the rows lie in.
@@ -219,11 +221,21 @@ class Points:
         for rows, x in self.blocks():
             yield rows, *F.kmeans_assign(x, centroids, backend=self.backend, check=False)
 
-    def assign(self, centroids: Tensor) -> Nearest:
-        """The same of all rows."""
-        found = self.unfilled()
-        for rows, labels, sq_dist in self.nearest(centroids):
-            found.labels[rows], found.sq_dist[rows] = labels, sq_dist
+    def assign(
+        self, centroids: Tensor, room: Nearest | None = None, *, distances: bool = True
+    ) -> Nearest:
+        """The same of all rows, into the room of an earlier pass, if there is one.
+
+        Of rows that are held the distances can be left out: those of the room are then nothing.
+        """
+        found = room or self.unfilled()
+        if not self.held:
+            for rows, labels, sq_dist in self.nearest(centroids):
+                found.labels[rows], found.sq_dist[rows] = labels, sq_dist
+            return found
+        for rows, x in self.blocks():
+            wanted = found.sq_dist[rows] if distances else None
+            fill_nearest(x, centroids, found.labels[rows], wanted, self.backend)
         return found
 
     def inertia(self, centroids: Tensor) -> float:

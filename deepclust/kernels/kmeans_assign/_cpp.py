@@ -17,6 +17,13 @@ def forward(x: Tensor, centroids: Tensor, precision: str, check: bool) -> tuple[
     return labels, sq_dist
 
 
+def fill(
+    x: Tensor, centroids: Tensor, precision: str, labels: Tensor, sq_dist: Tensor | None
+) -> None:
+    """Fills labels (N,) and, unless it is None, sq_dist (N,), unchecked."""
+    _run(x, centroids, None, labels, sq_dist, None, None, False)
+
+
 def forward_and_update(
     x: Tensor,
     centroids: Tensor,
@@ -101,7 +108,7 @@ def _run(
     centroids: Tensor,
     weight: Tensor | None,
     labels: Tensor,
-    sq_dist: Tensor,
+    sq_dist: Tensor | None,
     sums: Tensor | None,
     counts: Tensor | None,
     check: bool,
@@ -116,7 +123,7 @@ def _run(
         centroids.shape[0],
         DTYPES[x.dtype],
         labels.data_ptr(),
-        sq_dist.data_ptr(),
+        address(sq_dist),
         address(weight),
         address(sums),
         address(counts),
@@ -136,10 +143,8 @@ def round_rows(x: Tensor, centroids: Tensor) -> Tensor:
     return rounded
 
 
-def nearest(
-    rounded: Tensor, x: Tensor, centroids: Tensor, labels: Tensor, sq_dist: Tensor | None
-) -> int:
-    """Fills labels (N,) and sq_dist (N,); how many rows of x (N, D) integers left open.
+def nearest(rounded: Tensor, x: Tensor, centroids: Tensor, labels: Tensor) -> int:
+    """Fills labels (N,); how many rows of x (N, D) integers left open.
 
     By csrc/kmeans_rounded.cpp.
     """
@@ -151,6 +156,5 @@ def nearest(
         len(centroids),
         DTYPES[x.dtype],
         labels.data_ptr(),
-        address(sq_dist),
         torch.get_num_threads(),
     )

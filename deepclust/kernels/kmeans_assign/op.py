@@ -75,6 +75,20 @@ def _forward(
 
 
 @torch.no_grad()
+def fill_nearest(
+    x: Tensor, centroids: Tensor, labels: Tensor, sq_dist: Tensor | None, backend: str
+) -> None:
+    """`kmeans_assign`, unchecked, into labels (N,) int64 and, unless it is None, sq_dist (N,)."""
+    kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+    if hasattr(kernel, "fill"):
+        kernel.fill(x, centroids.to(_checks.compute_dtype(x.dtype)), "exact", labels, sq_dist)
+        return
+    labels[:], found = _forward(x, centroids, backend, "exact", False)
+    if sq_dist is not None:
+        sq_dist[:] = found
+
+
+@torch.no_grad()
 def assign_and_update(
     x: Tensor,
     centroids: Tensor,
@@ -96,7 +110,7 @@ def assign_and_update(
             x, centroids, sample_weight, "exact", labels, sq_dist
         )
         return fused
-    labels[:], sq_dist[:] = _forward(x, centroids, backend, "exact", False)
+    fill_nearest(x, centroids, labels, sq_dist, backend)
     return label_sums(x, labels, len(centroids), sample_weight, backend)
 
 
@@ -127,10 +141,12 @@ class Rounded:
         kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
         return hasattr(kernel, "round_rows") and 2 * x.numel() <= Rounded.MOST_BYTES
 
-    def nearest(self, centroids: Tensor, labels: Tensor, sq_dist: Tensor | None) -> None:
-        """Fill labels (N,) and, unless it is None, sq_dist (N,)."""
-        n_open = self._kernel.nearest(self._rounded, self._x, centroids, labels, sq_dist)
+    def nearest(self, centroids: Tensor, labels: Tensor) -> None:
+        """Fill labels (N,) with the nearest of centroids (K, D)."""
+        n_open = self._kernel.nearest(self._rounded, self._x, centroids, labels)
         self.worth = n_open <= len(self._x) // 4
+
+
 def kmeans_batch(
     x: Tensor,
     rows: Tensor | None,
