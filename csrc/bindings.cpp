@@ -269,12 +269,12 @@ py::object kmeans_step(const MatrixArgument& x, const MatrixArgument& mu, int64_
     });
 }
 
-py::object kmeans_round(const MatrixArgument& x, const MatrixArgument& mu, int64_t n, int64_t d,
-                        int64_t k, const std::string& dtype, Address rounded, int n_threads) {
-    check_sizes(n, d, k, n_threads);
+py::object kmeans_round(const MatrixArgument& x, int64_t n, int64_t d, const std::string& dtype,
+                        Address rounded, int n_threads) {
+    check_sizes(n, d, 1, n_threads);
     return call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
-        return kernels.kmeans_round({matrix<T>(x), matrix<T>(mu), n, d, k,
+        return kernels.kmeans_round({matrix<T>(x), n, d,
                                      result<char>(rounded, kernels.kmeans_rounded_bytes(n, d)),
                                      n_threads});
     });
@@ -283,13 +283,14 @@ py::object kmeans_round(const MatrixArgument& x, const MatrixArgument& mu, int64
 // n_open.
 int64_t kmeans_rounded(Address rounded, const MatrixArgument& x, const MatrixArgument& mu,
                        int64_t n, int64_t d, int64_t k, const std::string& dtype, Address labels,
-                       int n_threads) {
+                       Address sq_dist, int n_threads) {
     check_sizes(n, d, k, n_threads);
     int64_t n_open = 0;
     call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
         return kernels.kmeans_rounded({pointer<const void>(rounded), matrix<T>(x), matrix<T>(mu), n,
-                                       d, k, result<int64_t>(labels, n), &n_open, n_threads});
+                                       d, k, result<int64_t>(labels, n), result<T>(sq_dist, n),
+                                       &n_open, n_threads});
     });
     return n_open;
 }

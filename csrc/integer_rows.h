@@ -123,6 +123,13 @@ struct IntegerAssignment {
     }
 
   private:
+    // A row that has not been read for long, and will be when its candidates are known.
+    void call_ahead(int64_t row) const {
+        constexpr int64_t kLine = 64 / sizeof(T);
+        if (x.col_stride == 1)
+            for (int64_t e = 0; e < d; e += kLine) __builtin_prefetch(x.row(row) + e);
+    }
+
     template <bool kAtOnce>
     int64_t run_with(const int32_t* panels, int64_t first, int64_t n_rows, T* copies) const {
         IntegerMinima minima[kMaxPanels];
@@ -141,9 +148,10 @@ struct IntegerAssignment {
                 if (clear && sq_dist == nullptr) continue;
                 n_open += !clear;
                 const int64_t row = first + from + i;
+                if (sq_dist == nullptr) call_ahead(row);
                 const T* const x_i = row_of(x, row, d, copies);
                 const auto sq_dist_to = [&](int64_t j) {
-                    return sq_dist_between(x_i, row_of(mu, j, d, copies + d), d);
+                    return deciding_sq_dist(x_i, row_of(mu, j, d, copies + d), d);
                 };
                 int64_t label = labels[row];
                 T nearest = kInfinity<T>;

@@ -34,8 +34,6 @@
 namespace deepclust::DEEPCLUST_ISA {
 namespace {
 
-constexpr int64_t kDirectWidth = 16;  // up to here finding sq_dist afterwards costs as much
-
 // Where integers are worth that rows have to be rounded first.
 constexpr int64_t kFewestForIntegers = kRegisterBytes == 64 ? 4 : 32;  // centroids
 constexpr int64_t kProductsForIntegers = 512;                          // of a row

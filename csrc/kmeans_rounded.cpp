@@ -8,7 +8,6 @@
 
 #include "kmeans_rounded.h"
 
-#include "heads.h"
 #include "integer_rows.h"
 #include "kernels.h"
 
@@ -31,6 +30,19 @@ struct Rounded {
     }
 };
 
+// OUT origin (d to whole lanes): the mean of some rows. Centroids will lie around it, and what
+// integers lose of them grows with their distance from it.
+template <typename T>
+void mean_origin(Matrix<T> x, int64_t n, int64_t d, T* origin) {
+    constexpr int64_t kMost = 256;
+    const int64_t count = least(n, kMost);
+    const Buffer<double> sums(d);
+    for (int64_t e = 0; e < d; ++e) sums[e] = 0;
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t e = 0; e < d; ++e) sums[e] += double(x(i * n / count, e)) / double(count);
+    for (int64_t e = 0; e < round_up<T>(d); ++e) origin[e] = e < d ? static_cast<T>(sums[e]) : 0;
+}
+
 Grid grid_of(int64_t n, int64_t d) {
     return Grid(n, kIntegerRows, panel_numbers(d) * int64_t(sizeof(int32_t)));
 }
@@ -46,8 +58,7 @@ int64_t kmeans_rounded_bytes(int64_t n, int64_t d) {
 template <typename T>
 BadRow kmeans_round(const KMeansRound<T>& call) {
     T* const origin = static_cast<T*>(call.rounded);
-    for (int64_t e = 0; e < round_up<T>(call.d); ++e) origin[e] = 0;
-    median_origin(call.mu, call.k, call.d, origin);
+    mean_origin(call.x, call.n, call.d, origin);
     int32_t* const panels = Rounded<T>(call.n, call.d).panels(call.rounded);
     const Grid grid = grid_of(call.n, call.d);
     Layout layout;
@@ -69,7 +80,8 @@ BadRow kmeans_rounded(const KMeansRounded<T>& call) {
     const int32_t* const panels = Rounded<T>(call.n, call.d).panels(call.rounded);
     const IntegerCentroids centroids(
         call.d, call.k, [&](int64_t j, int64_t e) { return call.mu(j, e) - origin[e]; });
-    const IntegerAssignment<T> assignment{call.x, call.mu, call.d, call.labels, nullptr, centroids};
+    const IntegerAssignment<T> assignment{call.x,      call.mu,      call.d,
+                                          call.labels, call.sq_dist, centroids};
     const Grid grid = grid_of(call.n, call.d);
     Layout layout;
     const int64_t copies_at = layout.add(2 * call.d);

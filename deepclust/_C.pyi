@@ -78,15 +78,7 @@ def kmeans_assign(
     /,
 ) -> _Bad: ...
 def kmeans_round(
-    x: _Matrix,
-    centroids: _Matrix,
-    n: int,
-    d: int,
-    k: int,
-    dtype: str,
-    rounded: int,
-    n_threads: int,
-    /,
+    x: _Matrix, n: int, d: int, dtype: str, rounded: int, n_threads: int, /
 ) -> _Bad: ...
 def kmeans_rounded(
     rounded: int,
@@ -97,6 +89,7 @@ def kmeans_rounded(
     k: int,
     dtype: str,
     labels: int,
+    sq_dist: int,
     n_threads: int,
     /,
 ) -> int: ...

@@ -155,19 +155,23 @@ def test_rows_rounded_once(
     kind: Callable[..., object],
     threads: Callable[[int], None],
 ) -> None:
-    """Centroids move, and the rows stay: labels are those of rows in full."""
+    """Centroids move, and the rows stay: labels and distances are those of rows in full."""
     rng = np.random.default_rng(0)
     x, mu = (torch.from_numpy(a).to(dtype) for a in kind(*shape, rng))
-    rounded = Rounded(strided(x), mu, backend)
+    rounded = Rounded(strided(x), backend)
     for n_threads in (1, 2, 3):
         threads(n_threads)
         labels = torch.full((len(x),), -1)
-        rounded.nearest(mu, labels)
+        rounded.nearest(mu, labels, None)
+        again, sq_dist = torch.full((len(x),), -1), x.new_full((len(x),), torch.nan)
+        rounded.nearest(mu, again, sq_dist)
         squared = reference.squared_distances(as_numpy(x), as_numpy(mu))
         found = squared[np.arange(len(squared)), as_numpy(labels)]
         error = (budget.growth(shape[1]) + 4) * budget.roundoff(dtype)
         smallest = float(torch.finfo(dtype).tiny)
         assert (found <= squared.min(1) * (1 + 3 * error) + smallest).all()
+        assert torch.equal(again, labels)
+        np.testing.assert_allclose(as_numpy(sq_dist), found, rtol=error, atol=smallest)
         mu = 3 * mu + torch.from_numpy(rng.normal(size=mu.shape)).to(dtype) * mu.abs().mean()
 
 
@@ -175,10 +179,10 @@ def test_rows_rounded_once(
 def test_rounded_rows_say_whether_they_are_worth_it(backend: str) -> None:
     x, mu = (torch.from_numpy(a) for a in gaussian(500, 30, 20, np.random.default_rng(0)))
     labels = torch.empty(500, dtype=torch.int64)
-    rounded = Rounded(x, mu, backend)
-    rounded.nearest(mu, labels)
+    rounded = Rounded(x, backend)
+    rounded.nearest(mu, labels, None)
     assert rounded.worth
-    rounded.nearest(mu[:1] + 1e-9 * mu, labels)
+    rounded.nearest(mu[:1] + 1e-9 * mu, labels, None)
     assert not rounded.worth
     assert torch.equal(labels, F.kmeans_assign(x, mu[:1] + 1e-9 * mu, backend=backend)[0])
 

@@ -102,8 +102,8 @@ class _Passes:
         runs = self._x is not None and Following.runs(self._x, points.backend)
         self._may_follow = points.over_all(not runs) == 0
         self._may_round = self._x is not None and Rounded.runs(self._x, points.backend)
+        self._may_round = points.over_all(not self._may_round) == 0
         self._following: Following | None = None
-        self._rounded: Rounded | None = None
         # Of the last pass; and labels of the one before, whose room the next one takes.
         self._last: Nearest | None = None
         self._spare: Column | None = None
@@ -111,28 +111,33 @@ class _Passes:
 
     def assign_and_update(self, centroids: Tensor) -> Pass:
         """What that of points gives, but inertia and maybe distances after a first pass of all."""
-        if self._x is None or self._last is None:
-            found = self._points.assign_and_update(centroids, self._last)
+        points, k = self._points, len(centroids)
+        if self._x is None or (self._last is None and not self._may_round):
+            found = points.assign_and_update(centroids, self._last)
             self._last, self._sums, self._counts = found.nearest, found.sums, found.counts
             return found
-        before, room = self._last.labels, self._spare
-        if room is None:
-            room = self._points.column(torch.int64)
-        self._last, self._spare = Nearest(room, self._last.sq_dist), before
+        before = self._last
+        labels = self._spare or points.column(torch.int64)
+        self._last = Nearest(labels, before.sq_dist if before else points.column(points.dtype))
         self._fill(self._last, centroids, self._distances)
-        rows, ranks = slice(0, len(self._points)), self._points.ranks
-        last, labels = before[rows], self._last.labels[rows]
-        more = label_changes(self._x, labels, last, len(centroids), self._points.backend)
+        if before is None:
+            self._sums, self._counts = points.sums(labels, k)
+        else:
+            self._spare = before.labels
+            rows = slice(0, len(points))
+            self._add_changes(centroids, labels[rows], before.labels[rows])
+        return Pass(None, self._sums, self._counts, self._last if self._distances else None)
+
+    def _add_changes(self, centroids: Tensor, labels: Tensor, before: Tensor) -> None:
+        assert self._x is not None
+        points, ranks = self._points, self._points.ranks
+        more = label_changes(self._x, labels, before, len(centroids), points.backend)
         self._sums = self._sums + ranks.sum(more[0])
         self._counts = self._counts + ranks.sum(more[1])
         if self._may_follow and self._following is None:
-            n_changed = self._points.over_all(int(torch.count_nonzero(labels != last)))
+            n_changed = points.over_all(int(torch.count_nonzero(labels != before)))
             if n_changed < self.FEW * ranks.total:
-                options = labels.clone(), self._points.backend
-                self._following, self._rounded = Following(self._x, centroids, *options), None
-        if self._may_round and self._rounded is None and self._following is None:
-            self._rounded = Rounded(self._x, centroids, self._points.backend)
-        return Pass(None, self._sums, self._counts, self._last if self._distances else None)
+                self._following = Following(self._x, centroids, labels.clone(), points.backend)
 
     def assign(self, centroids: Tensor) -> Nearest:
         """The nearest of the last pass's centroids; when all passes are done, of any."""
@@ -149,13 +154,13 @@ class _Passes:
 
     def _fill(self, room: Nearest, centroids: Tensor, distances: bool) -> None:
         rows = slice(0, len(self._points))
-        if self._rounded is not None and not distances:
-            self._rounded.nearest(centroids, room.labels[rows])
-            if not self._rounded.worth:
-                self._rounded, self._may_round = None, False
-            return
         if self._following is None:
-            self._points.assign(centroids, room, distances=distances)
+            rounded = self._points.rounded() if self._may_round else None
+            if rounded is None:
+                self._points.assign(centroids, room, distances=distances)
+            else:
+                wanted = room.sq_dist[rows] if distances else None
+                rounded.nearest(centroids, room.labels[rows], wanted)
             return
         self._following.to(centroids)
         room.labels[rows] = self._following.labels

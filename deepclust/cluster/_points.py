@@ -37,7 +37,12 @@ from deepclust.cluster._sources import (
 )
 from deepclust.distributed import Ranks, Shard
 from deepclust.kernels import _checks
-from deepclust.kernels.kmeans_assign.op import assign_and_update, fill_nearest, kmeans_batch
+from deepclust.kernels.kmeans_assign.op import (
+    Rounded,
+    assign_and_update,
+    fill_nearest,
+    kmeans_batch,
+)
 from deepclust.kernels.kmeans_candidates.op import fill_candidates
 from deepclust.kernels.kmeans_update.op import label_sums
 
@@ -127,6 +132,8 @@ class Points:
                 whole[rows] = x
         if whole is not None:
             self._source, self.held = Dense(whole), True
+        self._rounded: Rounded | None = None
+        self._worth_rounding = True
         self.ranks = Ranks(self._n) if ranks is None else ranks
         self.weight = _weight(sample_weight, self._n, dtype, device, ranks is not None)
 
@@ -150,6 +157,17 @@ class Points:
                     x = self._placed(x if staging is None else staging.send(x))
                 yield slice(start, start + len(x)), x
                 start += len(x)
+
+    def rounded(self) -> Rounded | None:
+        """All rows as integers, which are made once, if they are held and it is worth it."""
+        x = self.in_memory
+        if not self._worth_rounding or x is None or not Rounded.runs(x, self.backend):
+            return None
+        if self._rounded is None:
+            self._rounded = Rounded(x, self.backend)
+        elif not self._rounded.worth:
+            self._rounded, self._worth_rounding = None, False
+        return self._rounded
 
     @property
     def in_memory(self) -> Tensor | None:

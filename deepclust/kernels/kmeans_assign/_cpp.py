@@ -133,28 +133,31 @@ def _run(
     refuse(bad, "x", "centroids")
 
 
-def round_rows(x: Tensor, centroids: Tensor) -> Tensor:
-    """Rows of this type as integers, around the middle of the centroids: what `nearest` takes."""
-    n, d = x.shape
-    rounded = torch.empty(_C.kmeans_rounded_bytes(n, d, DTYPES[x.dtype]), dtype=torch.uint8)
-    sizes = n, d, len(centroids), DTYPES[x.dtype]
-    threads = torch.get_num_threads()
-    _C.kmeans_round(matrix(x), matrix(centroids), *sizes, rounded.data_ptr(), threads)
+def round_rows(x: Tensor) -> Tensor:
+    """Rows as integers: what `nearest` takes."""
+    n, d, dtype = *x.shape, DTYPES[x.dtype]
+    rounded = torch.empty(_C.kmeans_rounded_bytes(n, d, dtype), dtype=torch.uint8)
+    _C.kmeans_round(matrix(x), n, d, dtype, rounded.data_ptr(), torch.get_num_threads())
     return rounded
 
 
-def nearest(rounded: Tensor, x: Tensor, centroids: Tensor, labels: Tensor) -> int:
-    """Fills labels (N,); how many rows of x (N, D) integers left open.
+def nearest(
+    rounded: Tensor, x: Tensor, centroids: Tensor, labels: Tensor, sq_dist: Tensor | None
+) -> int:
+    """Fills labels (N,) and, unless it is None, sq_dist (N,); how many rows integers left open.
 
     By csrc/kmeans_rounded.cpp.
     """
+    n, d = x.shape
     return _C.kmeans_rounded(
         rounded.data_ptr(),
         matrix(x),
         matrix(centroids),
-        *x.shape,
+        n,
+        d,
         len(centroids),
         DTYPES[x.dtype],
         labels.data_ptr(),
+        address(sq_dist),
         torch.get_num_threads(),
     )

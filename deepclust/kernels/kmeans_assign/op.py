@@ -122,7 +122,6 @@ class Rounded:
 
     Args:
         x: Rows (N, D), finite.
-        centroids: (K, D), in x's type, of which the middle is taken from the rows.
 
     Attributes:
         worth: Whether integers settled most rows of the last call.
@@ -130,10 +129,10 @@ class Rounded:
 
     MOST_BYTES = 4 << 30
 
-    def __init__(self, x: Tensor, centroids: Tensor, backend: str) -> None:
+    def __init__(self, x: Tensor, backend: str) -> None:
         self._kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
         self._x, self.worth = x, True
-        self._rounded = self._kernel.round_rows(x, centroids)
+        self._rounded = self._kernel.round_rows(x)
 
     @staticmethod
     def runs(x: Tensor, backend: str) -> bool:
@@ -141,9 +140,12 @@ class Rounded:
         kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
         return hasattr(kernel, "round_rows") and 2 * x.numel() <= Rounded.MOST_BYTES
 
-    def nearest(self, centroids: Tensor, labels: Tensor) -> None:
-        """Fill labels (N,) with the nearest of centroids (K, D)."""
-        n_open = self._kernel.nearest(self._rounded, self._x, centroids, labels)
+    def nearest(self, centroids: Tensor, labels: Tensor, sq_dist: Tensor | None) -> None:
+        """Fill labels (N,) and, unless it is None, sq_dist (N,), for centroids (K, D)."""
+        if sq_dist is not None and self._x.shape[1] <= 16:  # distances alone would cost as much
+            self._kernel.fill(self._x, centroids, "exact", labels, sq_dist)
+            return
+        n_open = self._kernel.nearest(self._rounded, self._x, centroids, labels, sq_dist)
         self.worth = n_open <= len(self._x) // 4
 
 
