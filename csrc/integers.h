@@ -64,13 +64,14 @@ inline Pairs add_pairs(Pairs sum, Pairs a, Pairs b) {
 #elif defined(__SSE2__)
     return sum + (Pairs)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #else
-    return sum + a * b;  // never called
+    return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 #endif
 }
 
 // Less than 2^15.5, by more than rounding to integers adds, and the rounding of a norm.
 inline float longest(int64_t d) {
-    return 46330 - std::sqrt(static_cast<float>(d));
+    const float width = static_cast<float>(d);
+    return 46330 - std::sqrt(width) - width / 2048;
 }
 
 inline int64_t half_of(int64_t d) {
