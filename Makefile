@@ -60,9 +60,10 @@ test: lint types layers doctest docs  ## every check: lint, types, imports, exam
 # sanitizers: their runtime, and the C++ one that it wraps, have to be loaded before all else. A fork
 # may leave the lock of the runtime's own allocator held for ever: tests that fork run without it.
 SANITIZED := build/sanitize
-SANITIZE_ISAS ?= avx512 avx2 baseline
+SANITIZE_ISAS ?= avx512vnni avx2 baseline
 SANITIZE_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,assign frequencies targets target_loss \
-	kmeans_assign kmeans_candidates kmeans_update kmeans_loss following fuzz fuzz_edges threads snapshot)) tests/test_build.py
+	kmeans_assign kmeans_batch kmeans_candidates kmeans_update kmeans_loss following integers fuzz \
+	fuzz_edges threads snapshot)) tests/test_build.py
 sanitize: setup  ## the compiled kernels' tests under the address, undefined and thread sanitizers
 	@echo "sanitize: building"
 	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)

@@ -203,6 +203,21 @@ py::object kmeans_assign(const MatrixArgument& x, const MatrixArgument& mu, int6
     });
 }
 
+double kmeans_batch(const MatrixArgument& x, Address rows, const MatrixArgument& mu, int64_t n,
+                    int64_t d, int64_t k, const std::string& dtype, Address weight, Address counts,
+                    Address new_mu, Address new_counts, int n_threads) {
+    check_sizes(n, d, k, n_threads);
+    double inertia = 0;
+    call(dtype, [&](const auto& kernels) {
+        using T = decltype(type_of(kernels));
+        return kernels.kmeans_batch({matrix<T>(x), pointer<const int64_t>(rows), matrix<T>(mu), n,
+                                     d, k, pointer<const T>(weight), pointer<const double>(counts),
+                                     pointer<T>(new_mu), pointer<double>(new_counts), &inertia,
+                                     n_threads});
+    });
+    return inertia;
+}
+
 py::object kmeans_candidates(const MatrixArgument& x, const MatrixArgument& candidates, int64_t n,
                              int64_t d, int64_t k, const std::string& dtype, Address nearest,
                              Address weight, Address sq_dist, Address potentials, int n_threads,
@@ -218,14 +233,15 @@ py::object kmeans_candidates(const MatrixArgument& x, const MatrixArgument& cand
 }
 
 py::object kmeans_update(const MatrixArgument& x, int64_t n, int64_t d, int64_t k,
-                         const std::string& dtype, Address labels, Address weight, Address sums,
-                         Address counts, int n_threads, bool check) {
+                         const std::string& dtype, Address labels, Address before, Address weight,
+                         Address sums, Address counts, int n_threads, bool check) {
     check_sizes(n, d, k, n_threads);
     return call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
         return kernels.kmeans_update({matrix<T>(x), n, d, k, pointer<const int64_t>(labels),
                                       pointer<const T>(weight), pointer<double>(sums),
-                                      pointer<double>(counts), n_threads, check});
+                                      pointer<double>(counts), n_threads, check,
+                                      pointer<const int64_t>(before)});
     });
 }
 
@@ -253,6 +269,39 @@ py::object kmeans_step(const MatrixArgument& x, const MatrixArgument& mu, int64_
     });
 }
 
+py::object kmeans_round(const MatrixArgument& x, int64_t n, int64_t d, const std::string& dtype,
+                        Address rounded, int n_threads) {
+    check_sizes(n, d, 1, n_threads);
+    return call(dtype, [&](const auto& kernels) {
+        using T = decltype(type_of(kernels));
+        return kernels.kmeans_round({matrix<T>(x), n, d,
+                                     result<char>(rounded, kernels.kmeans_rounded_bytes(n, d)),
+                                     n_threads});
+    });
+}
+
+// n_open.
+int64_t kmeans_rounded(Address rounded, const MatrixArgument& x, const MatrixArgument& mu,
+                       int64_t n, int64_t d, int64_t k, const std::string& dtype, Address labels,
+                       Address sq_dist, int n_threads) {
+    check_sizes(n, d, k, n_threads);
+    int64_t n_open = 0;
+    call(dtype, [&](const auto& kernels) {
+        using T = decltype(type_of(kernels));
+        return kernels.kmeans_rounded({pointer<const void>(rounded), matrix<T>(x), matrix<T>(mu), n,
+                                       d, k, result<int64_t>(labels, n), result<T>(sq_dist, n),
+                                       &n_open, n_threads});
+    });
+    return n_open;
+}
+
+int64_t kmeans_rounded_bytes(int64_t n, int64_t d, const std::string& dtype) {
+    check_sizes(n, d, 1, 1);
+    const InstructionSet& isa = instruction_set();
+    return dtype == "float32" ? isa.float32.kmeans_rounded_bytes(n, d)
+                              : isa.float64.kmeans_rounded_bytes(n, d);
+}
+
 int64_t kmeans_step_groups(int64_t d, int64_t k, const std::string& dtype) {
     check_sizes(0, d, k, 1);
     const InstructionSet& isa = instruction_set();
@@ -275,13 +324,17 @@ void adam(Address weight, Address first, Address second, Address gradient, Addre
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.doc() = "Compiled kernels of deepclust";
     instruction_set();  // a wrong DEEPCLUST_ISA is refused here
-    m.def("isa", [] { return instruction_set().name; });
+    m.def("isa", [] { return instruction_set_name(); });
     m.def("assign_forward", &assign_forward);
     m.def("assign_backward", &assign_backward);
     m.def("frequencies", &frequencies);
     m.def("targets", &targets);
     m.def("target_loss", &target_loss);
     m.def("kmeans_assign", &kmeans_assign);
+    m.def("kmeans_round", &kmeans_round);
+    m.def("kmeans_rounded", &kmeans_rounded);
+    m.def("kmeans_rounded_bytes", &kmeans_rounded_bytes);
+    m.def("kmeans_batch", &kmeans_batch);
     m.def("kmeans_candidates", &kmeans_candidates);
     m.def("kmeans_update", &kmeans_update);
     m.def("kmeans_loss", &kmeans_loss);

@@ -10,27 +10,41 @@
 // differences do, so a row whose two best scores are closer than that rounding is decided by direct
 // differences, and so is every sq_dist. Ties go to the lowest index; a NaN never wins.
 //
-// Where that would be many rows, since all lie far from the origin, scores go to row_scores.h,
-// which leaves of each row the few centroids that rounding cannot tell apart; some rows from all
-// over x say so first.
+// Scores of 16-bit integers (integers.h) take half the time, and leave of each row the few
+// centroids that they cannot tell apart, most often one: so it goes where there is an instruction
+// for them.
 //
-// Memory: the centroids packed once; for each thread a block of points. The tile of scores stays in
-// registers, and only the running minimum leaves it. Reads n d + k d numbers; 2 n k d operations,
-// or 3 n k d.
+// Where scores would leave many rows open, since all lie far from the origin, they go to
+// row_scores.h, which leaves of each row the few centroids that rounding cannot tell apart; some
+// rows from all over x say so first.
+//
+// Memory: the centroids packed once; for each thread a block of points, and copies of a panel's
+// rows where they are picked by number (all of them where the sums take a pass of their own). The
+// tile of scores stays in registers, and only the running minimum leaves it. Reads n d + k d
+// numbers; 2 n k d operations, or 3 n k d.
 
 #include "kmeans_assign.h"
 
+#include "integer_rows.h"
 #include "kernels.h"
 #include "label_sums.h"
+#include "picked_rows.h"
 #include "row_scores.h"
 
 namespace deepclust::DEEPCLUST_ISA {
 namespace {
 
-constexpr int64_t kDirectWidth = 16;  // up to here finding sq_dist afterwards costs as much
+// Where integers are worth that rows have to be rounded first.
+constexpr int64_t kFewestForIntegers = kRegisterBytes == 64 ? 4 : 32;  // centroids
+constexpr int64_t kProductsForIntegers = 512;                          // of a row
 
 constexpr int64_t kFusedBytes = 64 << 10;  // of sums; larger ones take a pass of their own
 constexpr int64_t kNumbersPerSum = 64;     // that a part reads at least: its sums then cost little
+
+template <typename T>
+PickedRows<T> picked_rows(const KMeansAssign<T>& call) {
+    return {call.x, call.rows, call.n, call.d};
+}
 
 template <typename T>
 struct PackedCentroids {
@@ -118,7 +132,7 @@ T clear_margin(T z_sq_norm, T half_m_sq_norm, int64_t d) {
 // Blocks of rows by panels of rows.
 template <bool kDirect, typename T>
 struct PanelBlocks {
-    static constexpr int64_t kRowsPerProbe = 32;
+    static constexpr int64_t kRowsPerProbe = 32, kFewRows = kPoints<T>;
 
     const KMeansAssign<T>& call;
     PackedCentroids<T> packed;
@@ -137,16 +151,15 @@ struct PanelBlocks {
           x_at(layout.add(call.d)),
           mu_at(layout.add(call.d)) {}
 
-    // Assigns the rows of a block, with memory as `layout` says.
-    BadRow operator()(int64_t block, T* memory) const {
-        const int64_t first = block * grid.block_rows, n_rows = grid.rows_of(block);
+    // Assigns rows [first, first + n_rows) of x, at most a block, with memory as `layout` says.
+    BadRow operator()(Matrix<T> x, int64_t first, int64_t n_rows, T* memory) const {
         T* const sq_norm = memory + norms_at;
         Minima<T> minima[kMaxPanels];
         BadRow bad;
         for (int64_t at = 0, p = 0; at < n_rows; at += kPoints<T>, ++p)
-            load(call.x, call.n, first + at, memory, p, minima[p]);
+            load(x, call.n, first + at, memory, p, minima[p]);
         if (call.check && !all_finite(sq_norm, n_rows))
-            bad = first_bad_row(0, call.x, first, n_rows, call.d);
+            bad = first_bad_row(0, x, first, n_rows, call.d);
         fold((n_rows + kPoints<T> - 1) / kPoints<T>, memory, minima);
         for (int64_t i = 0; i < n_rows; ++i) {
             const Minima<T>& found = minima[i / kPoints<T>];
@@ -154,9 +167,9 @@ struct PanelBlocks {
             int64_t label = found.label[lane];
             T nearest = found.best[lane];
             if constexpr (!kDirect) {
-                const T* const x = row_of(call.x, first + i, call.d, memory + x_at);
+                const T* const row = row_of(x, first + i, call.d, memory + x_at);
                 const auto sq_dist = [&](int64_t j) {
-                    return sq_dist_between(x, row_of(call.mu, j, call.d, memory + mu_at), call.d);
+                    return sq_dist_between(row, row_of(call.mu, j, call.d, memory + mu_at), call.d);
                 };
                 nearest = sq_dist(label);
                 if (!is_clear(found, lane, sq_norm[i])) {
@@ -168,7 +181,7 @@ struct PanelBlocks {
                 }
             }
             call.labels[first + i] = label;
-            call.sq_dist[first + i] = nearest;
+            if (call.sq_dist != nullptr) call.sq_dist[first + i] = nearest;
         }
         return bad;
     }
@@ -177,11 +190,10 @@ struct PanelBlocks {
     // over x: such as lie so far from the origin that what tells centroids apart is rounded away.
     bool scores_round_too_much() const {
         if (kDirect || call.n < kRowsPerProbe * kPoints<T>) return false;
-        const Buffer<T> memory(layout.size);
+        const Buffer<T> memory(layout.size), some(kPoints<T> * call.d);
         Minima<T> minima;
-        Matrix<T> some = call.x;
-        some.row_stride *= call.n / kPoints<T>;
-        load(some, kPoints<T>, 0, memory.get(), 0, minima);
+        picked_rows(call).copy(0, call.n / kPoints<T>, kPoints<T>, some.get());
+        load({some.get(), call.d, 1}, kPoints<T>, 0, memory.get(), 0, minima);
         fold(1, memory.get(), &minima);
         int n_unclear = 0;
         for (int i = 0; i < kPoints<T>; ++i)
@@ -214,10 +226,65 @@ struct PanelBlocks {
     }
 };
 
+// Blocks of rows by integers (integer_rows.h).
+template <typename T>
+struct IntegerBlocks {
+    static constexpr int64_t kRowsPerProbe = 32, kFewRows = kIntegerRows;
+
+    const KMeansAssign<T>& call;
+    IntegerCentroids centroids;
+    Grid grid;
+    Layout layout;
+    RowRounder<T> rounder;
+    Words<T> panels_at;
+    int64_t copies_at;
+
+    IntegerBlocks(const KMeansAssign<T>& call, const T* origin)
+        : call(call),
+          centroids(call.d, call.k,
+                    [&](int64_t j, int64_t e) { return call.mu(j, e) - origin[e]; }),
+          grid(call.n, kIntegerRows, panel_numbers(call.d) * int64_t(sizeof(int32_t))),
+          rounder(layout, call.d, origin),
+          panels_at(layout, grid.block_rows / kIntegerRows * panel_numbers(call.d)),
+          copies_at(layout.add(2 * call.d)) {}
+
+    // Assigns rows [first, first + n_rows) of x, at most a block, with memory as `layout` says.
+    BadRow operator()(Matrix<T> x, int64_t first, int64_t n_rows, T* memory) const {
+        int32_t* const panels = panels_at.template in<int32_t>(memory);
+        bool finite = true;
+        for (int64_t i = 0; i < n_rows; i += kIntegerRows)
+            finite &= rounder.round(x, call.n, first + i, memory,
+                                    panels + i / kIntegerRows * panel_numbers(call.d));
+        assignment(x, call.labels, call.sq_dist).run(panels, first, n_rows, memory + copies_at);
+        if (call.check && !finite) return first_bad_row(0, x, first, n_rows, call.d);
+        return {};
+    }
+
+    // Whether integers leave more rows open than they are worth, by one panel of rows from all over
+    // x.
+    bool leave_too_much() const {
+        if (call.n < kRowsPerProbe * kIntegerRows) return false;
+        const Buffer<T> memory(layout.size), some(kIntegerRows * call.d);
+        picked_rows(call).copy(0, call.n / kIntegerRows, kIntegerRows, some.get());
+        const Matrix<T> x{some.get(), call.d, 1};
+        int64_t labels[kIntegerRows];
+        int32_t* const panel = panels_at.template in<int32_t>(memory.get());
+        rounder.round(x, kIntegerRows, 0, memory.get(), panel);
+        const int64_t n_open =
+            assignment(x, labels, nullptr).run(panel, 0, kIntegerRows, memory.get() + copies_at);
+        return n_open * 4 > kIntegerRows;
+    }
+
+  private:
+    IntegerAssignment<T> assignment(Matrix<T> x, int64_t* labels, T* sq_dist) const {
+        return {x, call.mu, call.d, labels, sq_dist, centroids};
+    }
+};
+
 // Blocks of rows by panels of centroids (row_scores.h), where scores round too much.
 template <typename T>
 struct RowBlocks {
-    static constexpr int64_t kRows = 8 * kSideBySide;
+    static constexpr int64_t kRows = 8 * kSideBySide, kFewRows = kPoints<T>;
 
     const KMeansAssign<T>& call;
     RowPanels<T> panels;
@@ -233,8 +300,7 @@ struct RowBlocks {
           x_at(layout.add(kRows * panels.stride)),
           mu_at(layout.add(call.d)) {}
 
-    BadRow operator()(int64_t block, T* memory) const {
-        const int64_t first = block * grid.block_rows, n_rows = grid.rows_of(block);
+    BadRow operator()(Matrix<T> matrix, int64_t first, int64_t n_rows, T* memory) const {
         RowOnTheWay<T> rows[kRows];
         const T* x[kRows];
         const T* z[kRows];
@@ -244,7 +310,7 @@ struct RowBlocks {
         };
         for (int64_t r = 0; r < n_rows; ++r) {
             T* const to = memory + z_at + r * panels.stride;
-            x[r] = row_of(call.x, first + r, call.d, memory + x_at + r * panels.stride);
+            x[r] = row_of(matrix, first + r, call.d, memory + x_at + r * panels.stride);
             z[r] = to;
             norms[r] = panels.load_row(x[r], to);
             const T nearest = sq_dist(r, 0);
@@ -262,10 +328,10 @@ struct RowBlocks {
             }
         for (int64_t r = 0; r < n_rows; ++r) {
             call.labels[first + r] = rows[r].label;
-            call.sq_dist[first + r] = rows[r].nearest;
+            if (call.sq_dist != nullptr) call.sq_dist[first + r] = rows[r].nearest;
         }
         if (call.check && !all_finite(norms, n_rows))
-            return first_bad_row(0, call.x, first, n_rows, call.d);
+            return first_bad_row(0, matrix, first, n_rows, call.d);
         return {};
     }
 };
@@ -277,22 +343,33 @@ BadRow assign(const KMeansAssign<T>& call, const Blocks& blocks) {
     const BadRow bad = call.check ? first_bad_row(1, call.mu, 0, call.k, call.d) : BadRow{};
     const double work = double(call.n) * double(call.k) * double(call.d);
     if (call.sums == nullptr)
-        return for_each_with_memory<T>(grid.n_blocks, blocks.layout, work, call.n_threads, bad,
-                                       blocks);
+        return for_each_with_memory<T>(
+            grid.n_blocks, blocks.layout, work, call.n_threads, bad, [&](int64_t block, T* memory) {
+                return blocks(call.x, block * grid.block_rows, grid.rows_of(block), memory);
+            });
 
-    // While a block is in cache: its rows go to the sums of its part.
+    // While rows are in cache: they go to the sums of their part. Few at a time are copied, while
+    // those that come next are on their way.
+    const PickedRows<T> picked = picked_rows(call);
+    const int64_t most_rows = call.rows == nullptr ? grid.block_rows : Blocks::kFewRows;
+    Layout layout = blocks.layout;
+    const int64_t rows_at = layout.add(picked.room(most_rows));
     const WeightedRows<T> rows{call.x, call.n, call.d, call.k, call.labels, call.weight};
     const int64_t width = sums_width<T>(call.d), size = call.k * width;
     const Parts parts(grid, size, 1, call.n * call.d / (kNumbersPerSum * size));
     const Buffer<double> sums(parts.count * size);
     std::memset(sums.get(), 0, static_cast<size_t>(parts.count * size) * sizeof(double));
     const BadRow found = for_each_with_memory<T>(
-        parts.count, blocks.layout, work, call.n_threads, bad, [&](int64_t part, T* memory) {
+        parts.count, layout, work + picked.work(), call.n_threads, bad,
+        [&](int64_t part, T* memory) {
             BadRow in_part;
-            for (int64_t block = parts.first(part); block < parts.first(part + 1); ++block) {
-                in_part.note(blocks(block, memory));
-                const int64_t first = block * grid.block_rows;
-                rows.add({part, first, first + grid.rows_of(block), 0, width, &sums[part * size]});
+            WeightedRows<T> some = rows;
+            const int64_t end = least(call.n, parts.first(part + 1) * grid.block_rows);
+            for (int64_t at = parts.first(part) * grid.block_rows; at < end; at += most_rows) {
+                const int64_t n_rows = least(most_rows, end - at);
+                some.x = picked.block(at, n_rows, memory + rows_at);
+                in_part.note(blocks(some.x, at, n_rows, memory));
+                some.add({part, at, at + n_rows, 0, width, &sums[part * size]});
             }
             return in_part;
         });
@@ -307,6 +384,11 @@ BadRow assign(const KMeansAssign<T>& call) {
     if (call.d <= kDirectWidth) return assign(call, PanelBlocks<true, T>(call));
     const PanelBlocks<false, T> by_panels(call);
     if (by_panels.scores_round_too_much()) return assign(call, RowBlocks<T>(call));
+    if (kHasPairs && call.k >= kFewestForIntegers &&
+        call.k * (call.d - kDirectWidth) >= kProductsForIntegers) {
+        const IntegerBlocks<T> by_integers(call, by_panels.packed.origin.get());
+        if (!by_integers.leave_too_much()) return assign(call, by_integers);
+    }
     return assign(call, by_panels);
 }
 
@@ -316,13 +398,20 @@ template <typename T>
 BadRow kmeans_assign(const KMeansAssign<T>& call) {
     const int64_t sums_bytes = call.k * sums_width<T>(call.d) * int64_t(sizeof(double));
     const bool apart = call.sums != nullptr && sums_bytes > kFusedBytes;
+    if (!apart) return assign(call);
     KMeansAssign<T> job = call;
-    if (apart) job.sums = nullptr;
+    job.sums = nullptr;
+    Buffer<T> copies;
+    if (call.rows != nullptr) {  // two passes read them
+        copies = Buffer<T>(call.n * call.d);
+        picked_rows(call).copy_all(call.n_threads, copies.get());
+        job.x = {copies.get(), call.d, 1};
+        job.rows = nullptr;
+    }
     const BadRow bad = assign(job);
-    if (apart && bad.input < 0)
-        return kmeans_update<T>({call.x, call.n, call.d, call.k, call.labels, call.weight,
-                                 call.sums, call.counts, call.n_threads, false});
-    return bad;
+    if (bad.input >= 0) return bad;
+    return kmeans_update<T>({job.x, call.n, call.d, call.k, call.labels, call.weight, call.sums,
+                             call.counts, call.n_threads, false});
 }
 
 template BadRow kmeans_assign(const KMeansAssign<float>&);

@@ -6,8 +6,10 @@
 
 namespace deepclust {
 
-// IN x (n, d), mu (k, d); OUT labels (n), sq_dist (n). With `sums`, the centroid update in the same
-// pass: IN weight (n) or null: all 1; OUT sums (k, d), counts (k).
+// IN x (n, d), mu (k, d); OUT labels (n), sq_dist (n), unless null. With `sums`, the centroid
+// update in the same pass: IN weight (n) or null: all 1; OUT sums (k, d), counts (k). There, with
+// `rows` (n), row i is row rows[i] of x, which has any number of them: nothing checks that it is
+// there.
 template <typename T>
 struct KMeansAssign {
     Matrix<T> x, mu;
@@ -19,6 +21,7 @@ struct KMeansAssign {
     double* counts;
     int n_threads;
     bool check;
+    const int64_t* rows = nullptr;
 };
 
 }  // namespace deepclust

@@ -6,7 +6,8 @@
 
 namespace deepclust {
 
-// IN x (n, d), labels (n) in [0, k), weight (n) or null: all 1; OUT sums (k, d), counts (k).
+// IN x (n, d), labels (n) in [0, k), weight (n) or null: all 1, before (n) like labels or null:
+// sums and counts of all rows, not of changes; OUT sums (k, d), counts (k).
 template <typename T>
 struct KMeansUpdate {
     Matrix<T> x;
@@ -17,6 +18,7 @@ struct KMeansUpdate {
     double* counts;
     int n_threads;
     bool check;
+    const int64_t* before = nullptr;
 };
 
 }  // namespace deepclust

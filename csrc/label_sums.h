@@ -20,8 +20,10 @@ struct LabelTask {
 
 class LabelSums {
   public:
-    LabelSums(int64_t n, int64_t k, int64_t d) : n_(n), k_(k), d_(d) {
-        const int64_t affordable = kPartsBytes / (k * d * int64_t(sizeof(double)));
+    // parts_bytes: what the sums of all parts may take.
+    LabelSums(int64_t n, int64_t k, int64_t d, int64_t parts_bytes = kPartsBytes)
+        : n_(n), k_(k), d_(d) {
+        const int64_t affordable = parts_bytes / (k * d * int64_t(sizeof(double)));
         const bool few = affordable >= kFewestParts;
         n_parts_ = few ? most(1, least(least(kParts, affordable), n / kPartRows)) : 1;
         n_ranges_ = few ? 1 : (d + kRange - 1) / kRange;
@@ -70,14 +72,16 @@ struct WeightedRows {
 
     // Adds the rows of a task to its sums. Returns the first row whose label is none, or -1.
     int64_t add(const LabelTask& task) const {
-        int64_t bad_label = -1;
-        if (is_narrow(x, d))
-            with_constant<kNarrow>(static_cast<int>(d),
-                                   [&](auto constant) { bad_label = add_rows<constant()>(task); });
-        else
-            bad_label = add_rows<0>(task);
-        return bad_label;
+        return with_width([&](auto width) { return add_rows<width()>(task); });
     }
+
+    // Adds the rows whose label is another than before, and takes them from what had them. Returns
+    // the first of them of which one of the two is none, or -1.
+    int64_t add_changes(const LabelTask& task, const int64_t* before) const {
+        return with_width([&](auto width) { return add_changed_rows<width()>(task, before); });
+    }
+
+    bool is_label(int64_t label) const { return label >= 0 && label < k; }
 
     // OUT sums (k, d) and counts (k), of `wide` ones.
     void split(const double* wide, double* sums, double* counts) const {
@@ -105,34 +109,75 @@ struct WeightedRows {
         return numbers;
     }
 
-    // kWidth: d, of contiguous rows; or 0, of any.
+    // Calls body(constant): d, of contiguous rows; or 0, of any.
+    template <typename Body>
+    int64_t with_width(const Body& body) const {
+        int64_t found = -1;
+        if (!is_narrow(x, d)) return body(std::integral_constant<int, 0>{});
+        with_constant<kNarrow>(static_cast<int>(d), [&](auto width) { found = body(width); });
+        return found;
+    }
+
+    double weight_of(int64_t i) const { return weight == nullptr ? 1.0 : weight[i]; }
+
     template <int kWidth>
-    int64_t add_rows(const LabelTask& task) const {
-        constexpr int64_t kL = kLanes<T>;
-        const int64_t width = kWidth > 0 ? kWidth : d, stride = sums_width<T>(width);
+    int64_t add_rows(LabelTask task) const {
         for (int64_t i = task.first; i < task.end; ++i) {
-            const int64_t label = labels[i];
-            if (label < 0 || label >= k) return i;
-            const double w = weight == nullptr ? 1.0 : weight[i];
-            const T* const row = x.row(i);
-            double* const to = task.sums + label * stride;
-            // Past a narrow row's end lie the next ones, until the last few.
-            if (kWidth > 0 && i + kL < n) {
-                for (int64_t e = 0; e < stride; e += kL)
-                    add_widened<T>(
-                        to + e,
-                        e + kL <= width ? load(row + e) : ending_with_one(load(row + e), width - e),
-                        w);
-                continue;
-            }
-            const int64_t stop = least(width, task.stop);
-            if (x.col_stride == 1)  // a constant stride makes it vectorise
-                for (int64_t e = task.begin; e < stop; ++e) to[e] += w * row[e];
-            else
-                for (int64_t e = task.begin; e < stop; ++e) to[e] += w * row[e * x.col_stride];
-            if (task.stop == stride) to[width] += w;
+            if (!is_label(labels[i])) return i;
+            add_row<kWidth>(task, i, labels[i], weight_of(i));
         }
         return -1;
+    }
+
+    template <int kWidth>
+    int64_t add_changed_rows(LabelTask task, const int64_t* before) const {
+        constexpr int64_t kRun = 2048, kAhead = 16, kLine = 64 / sizeof(T);
+        // To the end of the line in which a row ends, unless its numbers lie apart.
+        const int64_t stop = x.col_stride == 1 ? least(d, task.stop) + kLine : 0;
+        int64_t changed[kRun];
+        for (int64_t first = task.first; first < task.end; first += kRun) {
+            int64_t n_changed = 0;  // without a branch, which nothing could foresee
+            for (int64_t i = first; i < least(task.end, first + kRun); ++i) {
+                changed[n_changed] = i;
+                n_changed += labels[i] != before[i];
+            }
+            // Nor does the processor foresee rows that lie apart. They are called ahead right here:
+            // a function that does nothing else GCC takes for one without effect, and drops.
+            for (int64_t r = 0; r < n_changed + kAhead; ++r) {
+                for (int64_t e = task.begin; r < n_changed && e < stop; e += kLine)
+                    __builtin_prefetch(x.row(changed[r]) + e);
+                if (r < kAhead) continue;
+                const int64_t i = changed[r - kAhead];
+                if (!is_label(labels[i]) || !is_label(before[i])) return i;
+                add_row<kWidth>(task, i, labels[i], weight_of(i));
+                add_row<kWidth>(task, i, before[i], -weight_of(i));
+            }
+        }
+        return -1;
+    }
+
+    // Adds row i, times w, to the sums of a label.
+    template <int kWidth>
+    inline __attribute__((always_inline)) void add_row(const LabelTask& task, int64_t i,
+                                                       int64_t label, double w) const {
+        constexpr int64_t kL = kLanes<T>;
+        const int64_t width = kWidth > 0 ? kWidth : d, stride = sums_width<T>(width);
+        const T* const row = x.row(i);
+        double* const to = task.sums + label * stride;
+        // Past a narrow row's end lie the next ones, until the last few.
+        if (kWidth > 0 && i + kL < n) {
+            for (int64_t e = 0; e < stride; e += kL)
+                add_widened<T>(
+                    to + e,
+                    e + kL <= width ? load(row + e) : ending_with_one(load(row + e), width - e), w);
+            return;
+        }
+        const int64_t stop = least(width, task.stop);
+        if (x.col_stride == 1)  // a constant stride makes it vectorise
+            for (int64_t e = task.begin; e < stop; ++e) to[e] += w * row[e];
+        else
+            for (int64_t e = task.begin; e < stop; ++e) to[e] += w * row[e * x.col_stride];
+        if (task.stop == stride) to[width] += w;
     }
 };
 

@@ -121,6 +121,17 @@ inline V max(V a, V b) {
     return a < b ? b : a;
 }
 
+// Has lanes lie in a register here: of a choice that is about to be stored GCC makes a masked
+// store, which takes longer than the choice and the store.
+template <typename V>
+inline void keep_in_register(V& lanes) {
+#ifdef __AVX512F__
+    asm("" : "+v"(lanes));
+#else
+    (void)lanes;
+#endif
+}
+
 template <typename To, typename From>
 inline To bits_as(From from) {
     static_assert(sizeof(To) == sizeof(From));
@@ -198,6 +209,20 @@ inline void exchange(Lanes<T>& a, Lanes<T>& b, std::integer_sequence<int, kLane.
     const Lanes<T> even = shuffle<T, (kLane & kHalf ? kB + (kLane ^ kHalf) : kLane)...>(a, b);
     b = shuffle<T, (kLane & kHalf ? kB + kLane : kLane ^ kHalf)...>(a, b);
     a = even;
+}
+
+template <typename T, int kHalf, int... kLane>
+inline T sum_of_lanes(Lanes<T> lanes, std::integer_sequence<int, kLane...> all) {
+    lanes += shuffle<T, (kLane ^ kHalf)...>(lanes, lanes);
+    if constexpr (kHalf > 1)
+        return sum_of_lanes<T, kHalf / 2>(lanes, all);
+    else
+        return lanes[0];
+}
+
+template <typename T>
+inline T sum_of_lanes(Lanes<T> lanes) {
+    return sum_of_lanes<T, kLanes<T> / 2>(lanes, std::make_integer_sequence<int, kLanes<T>>());
 }
 
 template <typename T, int kHalf, int... kLane>

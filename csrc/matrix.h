@@ -31,7 +31,7 @@ struct Head {
 };
 
 // Inputs by number: the points are 0, and a head's parameters (the centroids, a weight) from 1 on.
-constexpr int kTarget = 4, kLabels = 5;
+constexpr int kTarget = 4, kLabels = 5, kBefore = 6;
 
 // The first row with NaN or Inf, a negative target, or a label out of range.
 struct BadRow {

@@ -55,8 +55,11 @@ void run_chunks(int64_t n_chunks, [[maybe_unused]] int n_threads,
                 void (*body)(const void*, int64_t, int), const void* context) {
 #ifdef _OPENMP
     if (n_threads > 1) {
+        // A thread takes some chunks at a time: of neighbours what is called ahead for one, and the
+        // lines that two of them share, are wanted by the same thread. Few enough to even out.
+        const int64_t at_a_time = std::max<int64_t>(1, n_chunks / (32 * int64_t(n_threads)));
         const auto region = [=] {
-#pragma omp parallel for schedule(monotonic : dynamic) num_threads(n_threads)
+#pragma omp parallel for schedule(monotonic : dynamic, at_a_time) num_threads(n_threads)
             for (int64_t chunk = 0; chunk < n_chunks; ++chunk)
                 body(context, chunk, omp_get_thread_num());
         };

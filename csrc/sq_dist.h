@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <cmath>
+
 #include "lanes.h"
 #include "matrix.h"
 
@@ -27,6 +29,25 @@ __attribute__((noinline)) T sq_dist_between(const T* x, const T* mu, int64_t d) 
     for (int half = kRun / 2; half > 0; half /= 2)
         for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
     return sum[0];
+}
+
+// Up to this width kmeans_assign.cpp decides by direct differences alone, added up in order.
+constexpr int64_t kDirectWidth = 16;
+
+// The squared distance that decides, everywhere alike.
+template <typename T>
+__attribute__((noinline)) T deciding_sq_dist(const T* x, const T* mu, int64_t d) {
+    if (d > kDirectWidth) return sq_dist_between(x, mu, d);
+    T sum = 0;
+    for (int64_t e = 0; e < d; ++e) {
+        const T difference = x[e] - mu[e];
+#ifdef __FMA__  // as lanes do: of a loop GCC may take the multiplications together, and fuse none
+        sum = std::fma(difference, difference, sum);
+#else
+        sum += difference * difference;
+#endif
+    }
+    return sum;
 }
 
 // Row i of x with its numbers side by side: where it is, or copied there.

@@ -77,6 +77,38 @@ def kmeans_assign(
     check: bool,
     /,
 ) -> _Bad: ...
+def kmeans_round(
+    x: _Matrix, n: int, d: int, dtype: str, rounded: int, n_threads: int, /
+) -> _Bad: ...
+def kmeans_rounded(
+    rounded: int,
+    x: _Matrix,
+    centroids: _Matrix,
+    n: int,
+    d: int,
+    k: int,
+    dtype: str,
+    labels: int,
+    sq_dist: int,
+    n_threads: int,
+    /,
+) -> int: ...
+def kmeans_rounded_bytes(n: int, d: int, dtype: str, /) -> int: ...
+def kmeans_batch(
+    x: _Matrix,
+    rows: int,
+    centroids: _Matrix,
+    n: int,
+    d: int,
+    k: int,
+    dtype: str,
+    weight: int,
+    counts: int,
+    new_centroids: int,
+    new_counts: int,
+    n_threads: int,
+    /,
+) -> float: ...
 def kmeans_candidates(
     x: _Matrix,
     candidates: _Matrix,
@@ -99,6 +131,7 @@ def kmeans_update(
     k: int,
     dtype: str,
     labels: int,
+    before: int,
     weight: int,
     sums: int,
     counts: int,

@@ -21,10 +21,10 @@ except ImportError:
     _C = None
 
 NEEDS_C = pytest.mark.skipif(_C is None, reason="deepclust._C is blocked or not built")
-NAMES = ("avx512", "avx2", "baseline")
+NAMES = ("avx512vnni", "avx512", "avx2", "baseline")
 FILES = [f"tests/test_{name}.py" for name in (
-    "assign", "frequencies", "targets", "target_loss", "kmeans_assign", "kmeans_candidates",
-    "kmeans_update", "kmeans_loss", "half",
+    "assign", "frequencies", "targets", "target_loss", "kmeans_assign", "kmeans_batch",
+    "kmeans_candidates", "kmeans_update", "kmeans_loss", "half", "integers",
 )]  # fmt: skip
 REFUSED = re.compile(r"DEEPCLUST_ISA: got '(\w+)', this processor takes ([\w, ]+)")
 

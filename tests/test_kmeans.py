@@ -16,9 +16,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from deepclust import _files
 from deepclust.cluster import KMeans, MiniBatchKMeans, load
-from deepclust.cluster._points import as_points
+from deepclust.cluster._points import Points, as_points
 from deepclust.cluster._seeding import SEEDINGS, random_rows
+from deepclust.kernels.kmeans_assign.op import Rounded
 from deepclust.metrics import adjusted_rand
+from tests import budget
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,61 @@ def test_finds_blobs(blobs, init):
     assert adjusted_rand(y, km.labels_) == 1.0
     np.testing.assert_array_equal(km.predict(X), km.labels_)
     np.testing.assert_array_equal(km.fit_predict(X), km.labels_)
+
+
+def rows_and_start(kind, seed, dtype):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(2000, 8)) + 0.3
+    if kind == "blobs":
+        X += 4 * rng.normal(size=(12, 8))[rng.integers(12, size=len(X))]
+    elif kind == "duplicates":
+        X = X[:, :2].round()
+    start = X[rng.permutation(len(X))[:12]]
+    if kind == "empty clusters":
+        start[7:] += 50  # which nothing is near to
+    return X.astype(dtype), start.astype(dtype)
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["gaussian", "blobs", "duplicates", "empty clusters"])
+@pytest.mark.parametrize(("seed", "metric"), [(0, "euclidean"), (1, "euclidean"), (2, "cosine")])
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_sums_of_changes_lead_where_sums_of_all_rows_do(
+    kind, seed, metric, dtype, backend, monkeypatch, capsys
+):
+    """Those of weighted rows are always of all rows."""
+    X, start = rows_and_start(kind, seed, dtype)
+    if metric == "cosine":
+        X[:, 0] += (X == 0).all(1)
+    n_whole, whole = 0, Points.assign_and_update
+
+    def count(*args):
+        nonlocal n_whole
+        n_whole += 1
+        return whole(*args)
+
+    monkeypatch.setattr(Points, "assign_and_update", count)
+    options = {"init": start, "tol": 0, "verbose": 1, "metric": metric, "backend": backend}
+    made = KMeans(len(start), **options).fit(X, sample_weight=np.ones(len(X)))
+    said = capsys.readouterr().out
+    assert n_whole == made.n_iter_ > 2
+    # What rounding leaves of all that may have come and gone.
+    n_terms = 2 * len(X) * made.n_iter_
+    drift = budget.growth(n_terms) * budget.roundoff(torch.float64) * np.abs(X).sum(0).max()
+    drift /= np.bincount(made.labels_).clip(1).min()
+    for verbose in (0, 1):
+        found = KMeans(len(start), **{**options, "verbose": verbose}).fit(X)
+        assert found.n_iter_ == made.n_iter_
+        np.testing.assert_array_equal(found.labels_, made.labels_)
+        np.testing.assert_allclose(
+            found.cluster_centers_, made.cluster_centers_, rtol=2 * np.finfo(dtype).eps, atol=drift
+        )
+        np.testing.assert_allclose(found.inertia_, made.inertia_, rtol=8 * np.finfo(dtype).eps)
+    # Else the first pass is one of rounded rows, and their sums.
+    rounds = Rounded.runs(torch.from_numpy(X), backend)
+    assert n_whole == made.n_iter_ + (0 if rounds else 2)
+    assert capsys.readouterr().out == said
 
 
 def test_restarts_keep_the_best(blobs):

@@ -10,6 +10,7 @@ from torch import Tensor
 from deepclust import functional as F
 from deepclust.kernels import _tiles
 from deepclust.kernels.kmeans_assign.op import assign_and_update
+from deepclust.kernels.kmeans_update.op import label_changes, label_sums
 from tests import budget, reference
 from tests.cases import DTYPES, LAYOUTS, SHAPES, as_numpy, backends_for, judge, lay_out
 
@@ -261,3 +262,97 @@ def test_one_pass_is_two(
         step = (budget.growth(len(x)) + 2) * budget.roundoff(dtype)
         assert (np.abs(as_numpy(sums) - expected[0]) <= step * sizes).all()
         assert (np.abs(as_numpy(counts) - expected[1]) <= step * expected[1]).all()
+
+
+def changed_rows(
+    shape: tuple[int, int, int], dtype: torch.dtype, share: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, labels, and those before, of which about this share is another."""
+    x, labels, _ = make_rows(shape, dtype)
+    rng = torch.Generator().manual_seed(1)
+    others = torch.randint(shape[2], (len(x),), generator=rng)
+    return x, labels, torch.where(torch.rand(len(x), generator=rng) < share, others, labels)
+
+
+def check_changes(x: Tensor, labels: Tensor, before: Tensor, k: int, backend: str) -> None:
+    sums, counts = label_changes(x, labels, before, k, backend)
+    assert sums.dtype == counts.dtype == torch.float64
+    changed = labels != before
+    rows, *both = (as_numpy(value[changed]) for value in (x, labels, before))
+    (more, came), (less, left) = (reference.kmeans_update(rows, which, k) for which in both)
+    sizes = sum(reference.kmeans_update(np.abs(rows), which, k)[0] for which in both)
+    u = budget.roundoff(torch.float32 if backend == "triton" else torch.float64)
+    step = (budget.growth(2 * len(rows)) + 2) * u
+    assert (np.abs(as_numpy(sums) - (more - less)) <= step * sizes).all()
+    np.testing.assert_array_equal(as_numpy(counts), came - left)
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *SHAPES.values(),
+        (301, 16, 5),
+        *(
+            pytest.param(shape, marks=pytest.mark.large)
+            for shape in ((3001, 2, 2), (5000, 40, 300), (2100, 200, 10))
+        ),
+    ],
+)
+def test_changes(
+    backend: str, dtype: torch.dtype, share: float, shape: tuple[int, int, int]
+) -> None:
+    check_changes(*changed_rows(shape, dtype, share), shape[2], backend)
+
+
+@backends
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("d", [11, 40])
+def test_changes_of_any_strides(backend: str, layout: str, d: int) -> None:
+    x, labels, before = changed_rows((127, d, 10), torch.float32, 0.3)
+    strided = torch.stack([labels, before], 1)
+    x = x[:1].expand(127, d) if layout == "expanded" else lay_out(x, layout)
+    check_changes(x, strided[:, 0], strided[:, 1], 10, backend)
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("shape", [(301, 10, 10), (500, 40, 300)])
+def test_changes_lead_from_sums_to_sums(
+    backend: str, dtype: torch.dtype, shape: tuple[int, int, int]
+) -> None:
+    """Whole numbers, of which all sums are exact."""
+    x, labels, before = changed_rows(shape, dtype, 0.2)
+    x, k = (8 * x).round(), shape[2]
+    options = {"sample_weight": None, "backend": backend}
+    found = [
+        was + more
+        for was, more in zip(
+            label_sums(x, before, k, **options),
+            label_changes(x, labels, before, k, backend),
+            strict=True,
+        )
+    ]
+    for a, b in zip(found, label_sums(x, labels, k, **options), strict=True):
+        assert torch.equal(a, b)
+
+
+@backends
+def test_rows_that_keep_their_label_are_not_read(backend: str) -> None:
+    x, labels, before = changed_rows((301, 10, 10), torch.float32, 0.1)
+    expected = label_changes(x, labels, before, 10, backend)
+    x[labels == before] = torch.nan
+    for a, b in zip(label_changes(x, labels, before, 10, backend), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["labels", "before"])
+@pytest.mark.parametrize("value", [-1, 10])
+@pytest.mark.skipif("cpp" not in backends_for("kmeans_update"), reason="no extension")
+def test_changed_labels_out_of_range(name: str, value: int) -> None:
+    x, labels, before = changed_rows((127, 11, 10), torch.float32, 0.1)
+    {"labels": labels, "before": before}[name][5] = value
+    with pytest.raises(ValueError, match=rf"^{name}: got {value}; it takes labels from 0 to 9"):
+        label_changes(x, labels, before, 10, "cpp")

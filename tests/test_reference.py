@@ -189,6 +189,10 @@ def test_kmeans_by_hand() -> None:
     squared, potentials = reference.kmeans_candidates(x, x[1:2], near, np.ones(3))
     assert squared.tolist() == [[0.0, 0.0, 1.0]]
     assert potentials.tolist() == [1.0]
+    inertia, moved, counts = reference.kmeans_batch(x, mu, np.array([1.0, 0.0, 2.0]))
+    assert inertia == 18.0
+    assert moved.tolist() == [[1 / 3, 0.0], [3.0, 4.0], [9.0, 9.0]]
+    assert counts.tolist() == [3.0, 1.0, 2.0]
     assert reference.kmeans_loss(x, mu) == 6.0
     assert reference.kmeans_loss(x, mu, np.array([1, 1, 1]), reduction="sum") == 4.0 + 17.0 + 1.0
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deepclust import functional as F
 from deepclust.kernels import _dispatch
+from deepclust.kernels.kmeans_update.op import label_changes
 from tests.cases import HEADS, Case, gradients, make_case, random_target
 
 pytestmark = pytest.mark.skipif(
@@ -123,6 +124,13 @@ def test_kmeans_update(shape: tuple[int, int, int], weighted: bool, threads: Thr
     if not weighted:
         weight = None
     assert_same_bits(lambda: F.kmeans_update(x, labels, shape[2], weight, backend="cpp"), threads)
+
+
+@labelled
+def test_label_changes(shape: tuple[int, int, int], threads: Threads) -> None:
+    x, _, labels, weight = labelled_rows(shape)
+    before = torch.where(weight < 0.2, (labels + 1) % shape[2], labels)
+    assert_same_bits(lambda: label_changes(x, labels, before, shape[2], "cpp"), threads)
 
 
 @labelled

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from deepclust.cluster._columns import Column
 from deepclust.cluster._points import Nearest, Pass, Points, total, unit_rows
-from deepclust.kernels.kmeans_assign.op import Following
-from deepclust.kernels.kmeans_update.op import label_sums
+from deepclust.kernels.kmeans_assign.op import Following, Rounded
+from deepclust.kernels.kmeans_update.op import label_changes
 
 
 class Fit(NamedTuple):
@@ -48,7 +48,7 @@ def lloyd(
         moved_to: Is told the centroids after each iteration, and its number.
     """
     converged = False
-    passes = _Passes(points)
+    passes = _Passes(points, distances=verbose)
     for n_iter in range(1, max_iter + 1):
         inertia, sums, counts, nearest = passes.assign_and_update(centroids)
         if verbose:
@@ -58,8 +58,7 @@ def lloyd(
         empty = torch.nonzero(counts == 0).squeeze(1)
         if len(empty):
             nearest = nearest or passes.assign(centroids)
-            _relocate(points, nearest, empty)
-            sums, counts = points.sums(nearest.labels, len(centroids))
+            sums, counts = passes.relocate(nearest, empty, len(centroids))
         moved = means(sums, counts, centroids, unit=points.unit)
         shift = total(((moved - centroids) ** 2).flatten())
         centroids = moved
@@ -80,69 +79,93 @@ def lloyd(
 class _Passes:
     """The passes of one start over its rows.
 
-    Once few rows change their cluster, rows in memory are no longer all read: bounds tell which may
-    have changed (`Following`), and the sums are those of the iteration before, less and plus the
-    rows that did. Labels are the same; in float64 the sums are, up to rounding.
+    Of rows in memory only the first pass adds up all: the sums of the others are those of the pass
+    before, less and plus the rows whose label changed. Nor are all read for their labels: while
+    many change, integers tell most of them (`Rounded`), and once few do, bounds tell which may
+    change (`Following`). Labels are the same; sums are, up to rounding in float64.
 
     Args:
         points: The rows.
+        distances: Whether each pass gives those of all rows, if they are in memory.
     """
 
     FEW = 0.03  # of the rows: bounds cost more than they spare where many change
 
-    def __init__(self, points: Points) -> None:
-        self._points = points
-        # Weights are not whole numbers, of which nothing would be left when a cluster gets empty.
-        self._x = points.in_memory if points.weight is None else None
-        if self._x is not None and not Following.runs(self._x, points.backend):
+    def __init__(self, points: Points, *, distances: bool) -> None:
+        self._points, self._distances = points, distances
+        # Weights are not whole numbers, of which nothing would be left when a cluster gets empty. A
+        # GPU would have to tell the host how many rows changed, which waits for it.
+        by_changes = points.weight is None and points.device.type == "cpu"
+        self._x = points.in_memory if by_changes else None
+        if points.over_all(self._x is None) > 0:  # all processes add up changes, or none
             self._x = None
-        if points.over_all(self._x is None) > 0:  # all processes follow, or none
-            self._x = None
+        runs = self._x is not None and Following.runs(self._x, points.backend)
+        self._may_follow = points.over_all(not runs) == 0
+        self._may_round = self._x is not None and Rounded.runs(self._x, points.backend)
+        self._may_round = points.over_all(not self._may_round) == 0
         self._following: Following | None = None
-        # Of the last pass, and of the one before, whose room the next one takes.
+        # Of the last pass; and labels of the one before, whose room the next one takes.
         self._last: Nearest | None = None
-        self._spare: Nearest | None = None
+        self._spare: Column | None = None
         self._sums, self._counts = torch.empty(0), torch.empty(0)
 
     def assign_and_update(self, centroids: Tensor) -> Pass:
-        """What that of points gives, but for the inertia and, when rows are not all read, rows'."""
-        if self._following is not None:
-            self._follow(centroids)
-            return Pass(None, self._sums, self._counts, None)
-        found = self._points.assign_and_update(centroids, self._spare)
-        if self._x is not None and found.nearest is not None and self._last is not None:
-            rows = slice(0, len(self._points))
-            labels, last = found.nearest.labels[rows], self._last.labels[rows]
-            n_changed = self._points.over_all(int(torch.count_nonzero(labels != last)))
-            if n_changed < self.FEW * self._points.ranks.total:
-                options = labels.clone(), self._points.backend
-                self._following = Following(self._x, centroids, *options)
-                self._sums, self._counts = found.sums, found.counts
-        self._last, self._spare = found.nearest, self._last
-        return found
+        """What that of points gives, but inertia and maybe distances after a first pass of all."""
+        points, k = self._points, len(centroids)
+        if self._x is None or (self._last is None and not self._may_round):
+            found = points.assign_and_update(centroids, self._last)
+            self._last, self._sums, self._counts = found.nearest, found.sums, found.counts
+            return found
+        before = self._last
+        labels = self._spare or points.column(torch.int64)
+        self._last = Nearest(labels, before.sq_dist if before else points.column(points.dtype))
+        self._fill(self._last, centroids, self._distances)
+        if before is None:
+            self._sums, self._counts = points.sums(labels, k)
+        else:
+            self._spare = before.labels
+            rows = slice(0, len(points))
+            self._add_changes(centroids, labels[rows], before.labels[rows])
+        return Pass(None, self._sums, self._counts, self._last if self._distances else None)
+
+    def _add_changes(self, centroids: Tensor, labels: Tensor, before: Tensor) -> None:
+        assert self._x is not None
+        points, ranks = self._points, self._points.ranks
+        more = label_changes(self._x, labels, before, len(centroids), points.backend)
+        self._sums = self._sums + ranks.sum(more[0])
+        self._counts = self._counts + ranks.sum(more[1])
+        if self._may_follow and self._following is None:
+            n_changed = points.over_all(int(torch.count_nonzero(labels != before)))
+            if n_changed < self.FEW * ranks.total:
+                self._following = Following(self._x, centroids, labels.clone(), points.backend)
 
     def assign(self, centroids: Tensor) -> Nearest:
-        """The nearest centroids of all rows."""
-        if self._following is None:
-            return self._points.assign(centroids)
-        self._follow(centroids)
-        found = self._points.unfilled()
-        rows = slice(0, len(self._points))
-        found.labels[rows], found.sq_dist[rows] = self._following.labels, self._following.sq_dist()
-        return found
+        """The nearest of the last pass's centroids; when all passes are done, of any."""
+        if self._last is None:
+            self._last = self._points.unfilled()
+        self._fill(self._last, centroids, distances=True)
+        return self._last
 
-    def _follow(self, centroids: Tensor) -> None:
-        assert self._following is not None
-        assert self._x is not None
-        before = self._following.labels.clone()
+    def relocate(self, nearest: Nearest, empty: Tensor, n_clusters: int) -> tuple[Tensor, Tensor]:
+        """Fill empty clusters, from the nearest of the last pass; sums (K, D) and counts (K,)."""
+        _relocate(self._points, nearest, empty)
+        self._sums, self._counts = self._points.sums(nearest.labels, n_clusters)
+        return self._sums, self._counts
+
+    def _fill(self, room: Nearest, centroids: Tensor, distances: bool) -> None:
+        rows = slice(0, len(self._points))
+        if self._following is None:
+            rounded = self._points.rounded() if self._may_round else None
+            if rounded is None:
+                self._points.assign(centroids, room, distances=distances)
+            else:
+                wanted = room.sq_dist[rows] if distances else None
+                rounded.nearest(centroids, room.labels[rows], wanted)
+            return
         self._following.to(centroids)
-        after = self._following.labels
-        changed = torch.nonzero(after != before).squeeze(1)
-        x, k, ranks = self._x[changed], len(centroids), self._points.ranks
-        more = label_sums(x, after[changed], k, None, self._points.backend)
-        less = label_sums(x, before[changed], k, None, self._points.backend)
-        self._sums = self._sums + ranks.sum(more[0] - less[0])
-        self._counts = self._counts + ranks.sum(more[1] - less[1])
+        room.labels[rows] = self._following.labels
+        if distances:
+            room.sq_dist[rows] = self._following.sq_dist()
 
 
 def means(sums: Tensor, counts: Tensor, centroids: Tensor, *, unit: bool) -> Tensor:

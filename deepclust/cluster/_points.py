@@ -27,6 +27,7 @@ from deepclust.cluster._data import (
 from deepclust.cluster._sources import (
     Blocks,
     Dense,
+    Picked,
     Source,
     ahead,
     as_tensor,
@@ -36,7 +37,12 @@ from deepclust.cluster._sources import (
 )
 from deepclust.distributed import Ranks, Shard
 from deepclust.kernels import _checks
-from deepclust.kernels.kmeans_assign.op import assign_and_update
+from deepclust.kernels.kmeans_assign.op import (
+    Rounded,
+    assign_and_update,
+    fill_nearest,
+    kmeans_batch,
+)
 from deepclust.kernels.kmeans_candidates.op import fill_candidates
 from deepclust.kernels.kmeans_update.op import label_sums
 
@@ -72,7 +78,9 @@ class Points:
     Rows that are held lie in memory as they are wanted: dense ones, and on a GPU whatever half of
     its free memory can hold. Others are read in each pass, in a thread that is a block ahead of the
     kernels. Sums are added up block by block, and blocks on the CPU are cut by the width alone, so
-    that results have the same bits whatever the rows lie in, and for any number of threads.
+    that results have the same bits whatever the rows lie in, and for any number of threads. Lloyd's
+    sums alone, which come from changes where rows are in memory, are a file's up to rounding in
+    float64.
 
     Args:
         source: What the rows lie in.
@@ -124,6 +132,8 @@ class Points:
                 whole[rows] = x
         if whole is not None:
             self._source, self.held = Dense(whole), True
+        self._rounded: Rounded | None = None
+        self._worth_rounding = True
         self.ranks = Ranks(self._n) if ranks is None else ranks
         self.weight = _weight(sample_weight, self._n, dtype, device, ranks is not None)
 
@@ -148,6 +158,17 @@ class Points:
                 yield slice(start, start + len(x)), x
                 start += len(x)
 
+    def rounded(self) -> Rounded | None:
+        """All rows as integers, which are made once, if they are held and it is worth it."""
+        x = self.in_memory
+        if not self._worth_rounding or x is None or not Rounded.runs(x, self.backend):
+            return None
+        if self._rounded is None:
+            self._rounded = Rounded(x, self.backend)
+        elif not self._rounded.worth:
+            self._rounded, self._worth_rounding = None, False
+        return self._rounded
+
     @property
     def in_memory(self) -> Tensor | None:
         """All rows, where they are held."""
@@ -161,15 +182,14 @@ class Points:
         """
         if self._source.picks:
             draw, x = Draw(self.weight, self._n), self.in_memory
-            batch = self.like(self.take(draw(size, rng)), None)
+            if x is None:
+                while True:
+                    yield self.like(self.take(draw(size, rng)), None)
+            source = Picked(x, torch.empty(size, dtype=torch.int64))
+            batch = self.like(source, None)
             while True:
+                source.numbers = torch.from_numpy(draw(size, rng)).to(x.device)
                 yield batch
-                drawn = draw(size, rng)
-                if x is None:
-                    batch = self.like(self.take(drawn), None)
-                else:  # into the same memory: new memory would cost as much as the rows
-                    picked = torch.from_numpy(drawn).to(x.device)
-                    torch.index_select(x, 0, picked, out=batch.in_memory)
         while True:
             for rows, x in self.blocks(size):
                 yield self.like(x, self._weight_of(rows))
@@ -198,11 +218,12 @@ class Points:
             weight = weight[torch.from_numpy(rows).to(self.device)]
         return self.like(self.take(rows), weight)
 
-    def like(self, x: Tensor, weight: Tensor | None) -> Points:
-        """Other rows (n, D), as `take` gives them, with weights (n,)."""
+    def like(self, x: Tensor | Picked, weight: Tensor | None) -> Points:
+        """Other rows (n, D), as `take` gives them or by number, with weights (n,)."""
         other = copy.copy(self)
-        other._source, other._n, other.held, other.weight = Dense(x), len(x), True, weight
-        other.ranks = Ranks(len(x))
+        other._source = Dense(x) if isinstance(x, Tensor) else x
+        other._n, other.held, other.weight = other._source.shape[0], True, weight
+        other.ranks = Ranks(other._n)
         return other
 
     def column(self, dtype: torch.dtype) -> Column:
@@ -218,11 +239,21 @@ class Points:
         for rows, x in self.blocks():
             yield rows, *F.kmeans_assign(x, centroids, backend=self.backend, check=False)
 
-    def assign(self, centroids: Tensor) -> Nearest:
-        """The same of all rows."""
-        found = self.unfilled()
-        for rows, labels, sq_dist in self.nearest(centroids):
-            found.labels[rows], found.sq_dist[rows] = labels, sq_dist
+    def assign(
+        self, centroids: Tensor, room: Nearest | None = None, *, distances: bool = True
+    ) -> Nearest:
+        """The same of all rows, into the room of an earlier pass, if there is one.
+
+        Of rows that are held the distances can be left out: those of the room are then nothing.
+        """
+        found = room or self.unfilled()
+        if not self.held:
+            for rows, labels, sq_dist in self.nearest(centroids):
+                found.labels[rows], found.sq_dist[rows] = labels, sq_dist
+            return found
+        for rows, x in self.blocks():
+            wanted = found.sq_dist[rows] if distances else None
+            fill_nearest(x, centroids, found.labels[rows], wanted, self.backend)
         return found
 
     def inertia(self, centroids: Tensor) -> float:
@@ -262,6 +293,18 @@ class Points:
             counts += more[1]
         found = self.over_all(inertia) if wanted else None
         return Pass(found, self.ranks.sum(sums), self.ranks.sum(counts), nearest)
+
+    def step(self, centroids: Tensor, counts: Tensor) -> tuple[float, Tensor, Tensor] | None:
+        """What `kmeans_batch` gives, where the backend has it and the rows are one block in memory.
+
+        The bits are those of `assign_and_update` and `means`.
+        """
+        source = self._source
+        if not self.held or self.unit or self._n * self.width > BLOCK_ELEMENTS:
+            return None
+        assert isinstance(source, (Dense, Picked))
+        rows = source.numbers if isinstance(source, Picked) else None
+        return kmeans_batch(source.x, rows, self.weight, centroids, counts, self.backend)
 
     def sums(self, labels: Column, n_clusters: int) -> tuple[Tensor, Tensor]:
         """Weighted sums (K, D) and counts (K,) of the rows of each cluster, in float64."""

@@ -71,6 +71,26 @@ class Dense(Source):
         return self.x.index_select(0, torch.from_numpy(rows).to(self.x.device))
 
 
+class Picked(Source):
+    """Rows of a tensor by number, copied when they are read.
+
+    Attributes:
+        x: The tensor.
+        numbers: Of the rows (N,); others may take their place.
+    """
+
+    def __init__(self, x: Tensor, numbers: Tensor) -> None:
+        self.x, self.numbers = x, numbers
+        self.shape, self.dtype = (len(numbers), x.shape[1]), x.dtype
+
+    def blocks(self, size: int) -> Iterator[Tensor]:
+        for numbers in self.numbers.split(size):
+            yield self.x.index_select(0, numbers)
+
+    def take(self, rows: Array) -> Tensor:
+        return self.x.index_select(0, self.numbers[torch.from_numpy(rows).to(self.x.device)])
+
+
 class Slices(Source):
     """A sparse array, made dense by slices, or a memory map that read calls cannot follow."""
 

@@ -240,17 +240,14 @@ class MiniBatchKMeans(CentroidEstimator):
 
     def _step(self, state: _State, batch: Points, rng: RandomState) -> float:
         """Move the centroids by one batch; its inertia before that, in squared distances."""
-        inertia, sums, counts, nearest = batch.assign_and_update(state.centroids)
-        sums += state.counts.unsqueeze(1) * state.centroids.double()
-        state.counts = state.counts + counts
-        state.centroids = means(sums, state.counts, state.centroids, unit=batch.unit)
+        found = batch.step(state.centroids, state.counts) or _step_by_parts(batch, state)
+        inertia, state.centroids, state.counts = found
         state.n_since_reassignment += len(batch)
-        if bool((state.counts == 0).any()) or state.n_since_reassignment >= 10 * self.n_clusters:
+        fewest, most = (float(count) for count in state.counts.aminmax())
+        if fewest == 0 or state.n_since_reassignment >= 10 * self.n_clusters:
             state.n_since_reassignment = 0
-            self._reassign(state, batch, rng)
-        if nearest is not None:
-            inertia = batch.total(nearest.sq_dist)
-        assert inertia is not None
+            if fewest < self.reassignment_ratio * most:  # seldom, and the rest takes its time
+                self._reassign(state, batch, rng)
         return inertia
 
     def _reassign(self, state: _State, batch: Points, rng: RandomState) -> None:
@@ -301,6 +298,17 @@ def _unshared(X: Any) -> Any:
             "X: got a Shard; MiniBatchKMeans takes all rows in one process; KMeans takes it"
         )
     return X
+
+
+def _step_by_parts(batch: Points, state: _State) -> tuple[float, Tensor, Tensor]:
+    """What `Points.step` gives, for any rows."""
+    inertia, sums, counts, nearest = batch.assign_and_update(state.centroids)
+    sums += state.counts.unsqueeze(1) * state.centroids.double()
+    counts = state.counts + counts
+    if nearest is not None:
+        inertia = batch.total(nearest.sq_dist)
+    assert inertia is not None
+    return inertia, means(sums, counts, state.centroids, unit=batch.unit), counts
 
 
 class _State:

@@ -16,7 +16,7 @@ HeadArgument = tuple[str, float, int, int, list[int]]
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 # csrc/matrix.h numbers the inputs: the points, then up to three parameters, then these.
-TARGET, LABELS = 4, 5
+TARGET, LABELS, BEFORE = 4, 5, 6
 
 
 def matrix(tensor: Tensor) -> Matrix:
@@ -54,6 +54,7 @@ def refuse(bad: tuple[int, int] | None, *names: str, **given: Any) -> None:
     number, row = bad
     if number == TARGET:
         _checks.check_nonnegative("target", given["target"])
-    if number == LABELS:
-        _checks.bad_label("labels", int(given["labels"][row]), given["n_clusters"])
+    for name, asked in (("labels", LABELS), ("before", BEFORE)):
+        if number == asked:
+            _checks.bad_label(name, int(given[name][row]), given["n_clusters"])
     _checks.bad_row(names[number], row)

@@ -12,6 +12,11 @@
 
 #include "kernels.h"
 
+// In the place of csrc/dispatch.cpp, which asks the processor.
+bool deepclust::multiplies_pairs_at_once() {
+    return false;
+}
+
 namespace deepclust {
 
 // The same numbers on every machine, in [-2, 2); the standard's distributions are not.
@@ -53,6 +58,9 @@ class Job {
         dq_ = numbers<T>(n * k, 7);
         Numbers from(8);
         for (int64_t i = 0; i < n; ++i) labels_.push_back(int64_t(from.next() % uint64_t(k)));
+        for (int64_t i = 0; i < n; ++i) rows_.push_back(int64_t(from.next() % uint64_t(n)));
+        before_ = labels_;
+        for (int64_t i = 0; i < n; i += 3) before_[size_t(i)] = (labels_[size_t(i)] + 1) % k;
         bias_ = numbers<T>(k, 9);
         q_.resize(size_t(n * k));
         dz_.resize(size_t(n * d));
@@ -71,7 +79,8 @@ class Job {
         static const std::vector<std::string> all = {
             "assign_forward",     "assign_backward",   "frequencies",          "targets",
             "target_loss",        "target_loss_value", "target_loss_snapshot", "kmeans_assign",
-            "kmeans_assign_sums", "kmeans_candidates", "kmeans_update",        "kmeans_loss",
+            "kmeans_assign_sums", "kmeans_batch",      "kmeans_round",         "kmeans_rounded",
+            "kmeans_candidates",  "kmeans_update",     "kmeans_changes",       "kmeans_loss",
             "kmeans_step",        "kmeans_step_again"};
         return all;
     }
@@ -114,12 +123,24 @@ class Job {
         else if (name == "kmeans_assign_sums")
             kernels_.kmeans_assign({z, mu, n_, d_, k_, found_.data(), sq_dist_.data(), nullptr,
                                     sums_.data(), counts_.data(), threads, true});
+        else if (name == "kmeans_round") {
+            rounded_.resize(size_t(kernels_.kmeans_rounded_bytes(n_, d_)) / sizeof(double) + 1);
+            kernels_.kmeans_round({z, n_, d_, rounded_.data(), threads});
+        } else if (name == "kmeans_rounded")  // after kmeans_round
+            kernels_.kmeans_rounded(
+                {rounded_.data(), z, mu, n_, d_, k_, found_.data(), nullptr, &n_changed_, threads});
+        else if (name == "kmeans_batch")
+            kernels_.kmeans_batch({z, rows_.data(), mu, n_, d_, k_, nullptr, f_.data(), dparams[0],
+                                   counts_.data(), &inertia_, threads});
         else if (name == "kmeans_candidates")  // of which these are very many
             kernels_.kmeans_candidates(
                 {z, mu, n_, d_, k_, z_.data(), nullptr, q_.data(), counts_.data(), threads, true});
         else if (name == "kmeans_update")
             kernels_.kmeans_update({z, n_, d_, k_, labels_.data(), nullptr, sums_.data(),
                                     counts_.data(), threads, true});
+        else if (name == "kmeans_changes")
+            kernels_.kmeans_update({z, n_, d_, k_, labels_.data(), nullptr, sums_.data(),
+                                    counts_.data(), threads, true, before_.data()});
         else if (name == "kmeans_loss")
             kernels_.kmeans_loss({z, mu, n_, d_, k_, labels_.data(), 1.0, &loss_, dz_.data(),
                                   dparams[0], threads, true});
@@ -134,7 +155,7 @@ class Job {
 
     // All outputs, to be compared.
     std::vector<double> outputs() const {
-        std::vector<double> all = {double(loss_), double(n_changed_)};
+        std::vector<double> all = {double(loss_), inertia_, double(n_changed_)};
         const auto add = [&](const auto& from) { all.insert(all.end(), from.begin(), from.end()); };
         add(q_), add(dz_), add(found_), add(sq_dist_), add(upper_), add(lower_), add(f_),
             add(sums_), add(counts_);
@@ -153,12 +174,13 @@ class Job {
     HeadKind kind_;
     T nu_;
     std::vector<T> z_, old_z_, params_[3], p_, dq_, bias_;
-    std::vector<int64_t> labels_;
+    std::vector<int64_t> labels_, before_, rows_;
     std::vector<T> q_, dz_, dparams_[3], sq_dist_, upper_, lower_, moved_;
     std::vector<int64_t> found_;
-    std::vector<double> f_, sums_, counts_;
+    std::vector<double> f_, sums_, counts_, rounded_;
     int64_t n_changed_ = 0;
     T loss_ = 0;
+    double inertia_ = 0;
 };
 
 }  // namespace deepclust

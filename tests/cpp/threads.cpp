@@ -37,7 +37,8 @@ template <typename T>
 int check(const Kernels<T>& kernels, int64_t n, int64_t d, int64_t k, HeadKind kind, T nu) {
     int failures = 0;
     for (const std::string& name : Job<T>::names()) {
-        const bool by_label = name == "kmeans_update" || name == "kmeans_loss";
+        const bool by_label =
+            name == "kmeans_update" || name == "kmeans_changes" || name == "kmeans_loss";
         const bool pulls_back = name == "assign_backward" || name == "target_loss";
         if (n < 4096 ? !pulls_back : k > 500 && !by_label) continue;
         Job<T> one(kernels, n, d, k, kind, nu), four(kernels, n, d, k, kind, nu);

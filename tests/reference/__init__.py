@@ -12,6 +12,7 @@ from .gaussian_kl import gaussian_kl, gaussian_kl_gradients
 from .heads import Gaussian, Head, Linear, StudentT
 from .kmeans import (
     kmeans_assign,
+    kmeans_batch,
     kmeans_candidates,
     kmeans_loss,
     kmeans_loss_gradients,
@@ -36,6 +37,7 @@ __all__ = [
     "gaussian_kl",
     "gaussian_kl_gradients",
     "kmeans_assign",
+    "kmeans_batch",
     "kmeans_candidates",
     "kmeans_loss",
     "kmeans_loss_gradients",

@@ -37,6 +37,26 @@ def kmeans_update(
     return sums, counts
 
 
+def kmeans_batch(
+    x: np.ndarray,
+    centroids: np.ndarray,
+    counts: np.ndarray,
+    sample_weight: np.ndarray | None = None,
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """A step of mini-batch k-means (Sculley 2010): inertia before it, centroids and counts after.
+
+    counts_j (K,) is the weight of the rows that mu_j is the mean of.
+    """
+    weight = np.ones(len(x)) if sample_weight is None else sample_weight
+    labels, squared = kmeans_assign(x, centroids)
+    moved, after = centroids.copy(), counts.copy()
+    for row, label, w in zip(x, labels, weight, strict=True):
+        if w > 0:
+            after[label] += w
+            moved[label] += w / after[label] * (row - moved[label])
+    return float(weight @ squared), moved, after
+
+
 def kmeans_loss(
     z: np.ndarray,
     centroids: np.ndarray,

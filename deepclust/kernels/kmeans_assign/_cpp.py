@@ -17,6 +17,13 @@ def forward(x: Tensor, centroids: Tensor, precision: str, check: bool) -> tuple[
     return labels, sq_dist
 
 
+def fill(
+    x: Tensor, centroids: Tensor, precision: str, labels: Tensor, sq_dist: Tensor | None
+) -> None:
+    """Fills labels (N,) and, unless it is None, sq_dist (N,), unchecked."""
+    _run(x, centroids, None, labels, sq_dist, None, None, False)
+
+
 def forward_and_update(
     x: Tensor,
     centroids: Tensor,
@@ -31,6 +38,33 @@ def forward_and_update(
     weight = None if sample_weight is None else sample_weight.to(centroids.dtype).contiguous()
     _run(x, centroids, weight, labels, sq_dist, sums, counts, False)
     return sums, counts
+
+
+def batch(
+    x: Tensor,
+    rows: Tensor | None,
+    sample_weight: Tensor | None,
+    centroids: Tensor,
+    counts: Tensor,
+) -> tuple[float, Tensor, Tensor]:
+    """inertia, centroids (K, D) and counts (K,) after a step, by csrc/kmeans_batch.cpp."""
+    moved, given = torch.empty(centroids.shape, dtype=centroids.dtype), torch.empty_like(counts)
+    k, d = centroids.shape
+    inertia = _C.kmeans_batch(
+        matrix(x),
+        address(rows),
+        matrix(centroids),
+        len(x) if rows is None else len(rows),
+        d,
+        k,
+        DTYPES[x.dtype],
+        address(sample_weight),
+        counts.data_ptr(),
+        moved.data_ptr(),
+        given.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return inertia, moved, given
 
 
 def n_bounds(d: int, k: int, dtype: torch.dtype) -> int:
@@ -74,7 +108,7 @@ def _run(
     centroids: Tensor,
     weight: Tensor | None,
     labels: Tensor,
-    sq_dist: Tensor,
+    sq_dist: Tensor | None,
     sums: Tensor | None,
     counts: Tensor | None,
     check: bool,
@@ -89,7 +123,7 @@ def _run(
         centroids.shape[0],
         DTYPES[x.dtype],
         labels.data_ptr(),
-        sq_dist.data_ptr(),
+        address(sq_dist),
         address(weight),
         address(sums),
         address(counts),
@@ -97,3 +131,33 @@ def _run(
         check,
     )
     refuse(bad, "x", "centroids")
+
+
+def round_rows(x: Tensor) -> Tensor:
+    """Rows as integers: what `nearest` takes."""
+    n, d, dtype = *x.shape, DTYPES[x.dtype]
+    rounded = torch.empty(_C.kmeans_rounded_bytes(n, d, dtype), dtype=torch.uint8)
+    _C.kmeans_round(matrix(x), n, d, dtype, rounded.data_ptr(), torch.get_num_threads())
+    return rounded
+
+
+def nearest(
+    rounded: Tensor, x: Tensor, centroids: Tensor, labels: Tensor, sq_dist: Tensor | None
+) -> int:
+    """Fills labels (N,) and, unless it is None, sq_dist (N,); how many rows integers left open.
+
+    By csrc/kmeans_rounded.cpp.
+    """
+    n, d = x.shape
+    return _C.kmeans_rounded(
+        rounded.data_ptr(),
+        matrix(x),
+        matrix(centroids),
+        n,
+        d,
+        len(centroids),
+        DTYPES[x.dtype],
+        labels.data_ptr(),
+        address(sq_dist),
+        torch.get_num_threads(),
+    )

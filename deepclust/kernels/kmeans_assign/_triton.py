@@ -221,12 +221,17 @@ def forward(x: Tensor, centroids: Tensor, precision: str, check: bool) -> tuple[
         _checks.check_finite("centroids", centroids)
     labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
     sq_dist = torch.empty(len(x), dtype=centroids.dtype, device=x.device)
-    _fill(x, centroids, precision, labels, sq_dist)
+    fill(x, centroids, precision, labels, sq_dist)
     return labels, sq_dist
 
 
-def _fill(x: Tensor, centroids: Tensor, precision: str, labels: Tensor, sq_dist: Tensor) -> None:
+def fill(
+    x: Tensor, centroids: Tensor, precision: str, labels: Tensor, sq_dist: Tensor | None
+) -> None:
+    """Fills labels (N,) and, unless it is None, sq_dist (N,), unchecked."""
     (n, d), k = x.shape, len(centroids)
+    if sq_dist is None:
+        sq_dist = centroids.new_empty(n)
     packed = _pack(centroids, precision)
     launch(
         _kmeans_assign_fwd_kernel, (cdiv(n, packed.tiles.n),), x, *x.stride(), *packed.args,
@@ -250,7 +255,7 @@ def forward_and_update(
     sums_k, sums_d = max(16, power_of_2(k)), max(16, power_of_2(d))
     groups = packed.tiles.warps
     if d > DIRECT_WIDTH or groups > most_groups(packed.tiles, sums_k, sums_d):
-        _fill(x, centroids, precision, labels, sq_dist)
+        fill(x, centroids, precision, labels, sq_dist)
         return label_sums(x, labels, k, sample_weight)
     parts = parts_of(n, packed.tiles.n, 8 * k * d)
     sums = torch.empty(parts, k, d, dtype=torch.float64, device=x.device)

@@ -75,6 +75,20 @@ def _forward(
 
 
 @torch.no_grad()
+def fill_nearest(
+    x: Tensor, centroids: Tensor, labels: Tensor, sq_dist: Tensor | None, backend: str
+) -> None:
+    """`kmeans_assign`, unchecked, into labels (N,) int64 and, unless it is None, sq_dist (N,)."""
+    kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+    if hasattr(kernel, "fill"):
+        kernel.fill(x, centroids.to(_checks.compute_dtype(x.dtype)), "exact", labels, sq_dist)
+        return
+    labels[:], found = _forward(x, centroids, backend, "exact", False)
+    if sq_dist is not None:
+        sq_dist[:] = found
+
+
+@torch.no_grad()
 def assign_and_update(
     x: Tensor,
     centroids: Tensor,
@@ -96,8 +110,76 @@ def assign_and_update(
             x, centroids, sample_weight, "exact", labels, sq_dist
         )
         return fused
-    labels[:], sq_dist[:] = _forward(x, centroids, backend, "exact", False)
+    fill_nearest(x, centroids, labels, sq_dist, backend)
     return label_sums(x, labels, len(centroids), sample_weight, backend)
+
+
+class Rounded:
+    """Rows kept as 16-bit integers, in half the memory of float32, for many passes over them.
+
+    Which centroid is the nearest is `kmeans_assign`'s answer: integers leave of most rows one in
+    question, and the rows themselves decide the others.
+
+    Args:
+        x: Rows (N, D), finite.
+
+    Attributes:
+        worth: Whether integers settled most rows of the last call.
+    """
+
+    MOST_BYTES = 4 << 30
+
+    def __init__(self, x: Tensor, backend: str) -> None:
+        self._kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+        self._x, self.worth = x, True
+        self._rounded = self._kernel.round_rows(x)
+
+    @staticmethod
+    def runs(x: Tensor, backend: str) -> bool:
+        """Whether this backend has it, and there is room."""
+        kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+        return hasattr(kernel, "round_rows") and 2 * x.numel() <= Rounded.MOST_BYTES
+
+    def nearest(self, centroids: Tensor, labels: Tensor, sq_dist: Tensor | None) -> None:
+        """Fill labels (N,) and, unless it is None, sq_dist (N,), for centroids (K, D)."""
+        if sq_dist is not None and self._x.shape[1] <= 16:  # distances alone would cost as much
+            self._kernel.fill(self._x, centroids, "exact", labels, sq_dist)
+            return
+        n_open = self._kernel.nearest(self._rounded, self._x, centroids, labels, sq_dist)
+        self.worth = n_open <= len(self._x) // 4
+
+
+def kmeans_batch(
+    x: Tensor,
+    rows: Tensor | None,
+    sample_weight: Tensor | None,
+    centroids: Tensor,
+    counts: Tensor,
+    backend: str,
+) -> tuple[float, Tensor, Tensor] | None:
+    """A step of mini-batch k-means in one call, unchecked, where a backend has it; else None.
+
+    mu_j becomes the mean of the rows that it was given so far, counts_j by weight, and of those of
+    the batch that it is nearest to (Sculley, 2010); where these are none, it stays. Rows that are
+    picked by number are not copied first, as all of a batch.
+
+    Args:
+        x: Any rows (M, D), in centroids' type.
+        rows: Numbers (N,) int64 of those in the batch, below M; None is all of x.
+        sample_weight: Weights (N,) in the same type, contiguous; None is all 1.
+        centroids: mu (K, D).
+        counts: (K,) in float64.
+        backend: "auto", "eager", "cpp" or "triton".
+
+    Returns:
+        The weighted sum of the batch's squared distances before the step; centroids and counts
+        after it, in new memory.
+    """
+    kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+    if not hasattr(kernel, "batch"):
+        return None
+    found: tuple[float, Tensor, Tensor] = kernel.batch(x, rows, sample_weight, centroids, counts)
+    return found
 
 
 class Following:

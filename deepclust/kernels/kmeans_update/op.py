@@ -112,6 +112,26 @@ def label_sums(
     return found
 
 
+@torch.no_grad()
+def label_changes(
+    x: Tensor, labels: Tensor, before: Tensor, n_clusters: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    """What sums (K, D) and counts (K,) gain as labels (N,) take the place of those before (N,).
+
+    label_sums(x, labels) - label_sums(x, before) without weights, in float64, of which the rows
+    that kept their label are no part. Unchecked but for labels out of range.
+    """
+    kernel = _dispatch.kernel("kmeans_update", backend, x.device)
+    if hasattr(kernel, "changes"):
+        found: tuple[Tensor, Tensor] = kernel.changes(x, labels, before, n_clusters)
+        return found
+    changed = torch.nonzero(labels != before).squeeze(1)
+    rows = x[changed]
+    more = label_sums(rows, labels[changed], n_clusters, None, backend)
+    less = label_sums(rows, before[changed], n_clusters, None, backend)
+    return more[0] - less[0], more[1] - less[1]
+
+
 _operators.define(
     "kmeans_update(Tensor x, Tensor labels, int n_clusters, Tensor? sample_weight, str backend,"
     " bool check) -> (Tensor, Tensor)",
