@@ -9,7 +9,7 @@
 // The product of integers is exact: |q . p| <= ||q|| ||p|| < 2^31, and so is each part of it. What
 // rounding to integers loses is known, and bounds the error of s: by Cauchy and Schwarz
 //
-//   |s_ij - ...| <= ||z_i / u_i - q_i|| ||m_j|| + ||q_i|| ||m_j - t_j p_j|| <= (l_i + l) ||m_j||
+//   |error| <= ||z_i / u_i - q_i|| ||m_j|| + ||q_i|| ||m_j - t_j p_j|| <= (l_i + l) ||m_j||
 //
 // With w the least score and b the nearest centroid, ||m_b|| <= 2 ||z|| + ||m_w||
 // (kmeans_assign.cpp says why), so that a centroid whose score is larger than that of w by more
@@ -30,6 +30,7 @@
 #include <limits>
 
 #include "blocks.h"
+#include "sq_dist.h"
 
 #ifdef __SSE2__
 #include <emmintrin.h>
@@ -85,7 +86,7 @@ inline int64_t pairs_stride(int64_t d) {
 
 // Numbers of a row's copy, with zeros past d wherever pairs are read from.
 inline int64_t copy_stride(int64_t d) {
-    return 2 * pairs_stride(d) + kLanes<float>;
+    return 2 * pairs_stride(d) + 16;
 }
 
 // Lanes of x less the origin, in float32.
@@ -224,6 +225,16 @@ inline void round_panel(const float* z, const float* sq_norm, int64_t d, int32_t
     }
 }
 
+// In double, whose rounding needs no place in a bound.
+inline double sq_norm_of(const float* m, int64_t d) {
+    constexpr int kRun = 16;
+    double sum[kRun] = {};
+    for (int64_t e = 0; e < d; e += kRun)
+        for (int i = 0; i < kRun; ++i) sum[i] += double(m[e + i]) * m[e + i];  // zeros past d
+    for (int i = 1; i < kRun; ++i) sum[0] += sum[i];
+    return sum[0];
+}
+
 // Centroids in tiles of columns, as product.h has them. Whole lanes may be read past the last.
 struct IntegerCentroids {
     int64_t d, k;
@@ -232,9 +243,9 @@ struct IntegerCentroids {
     Buffer<float> offset, t, norm;  // (tiling.padded()): ||m_j||^2 / 2, Inf past k; t_j; ||m_j||
     float lost = 0, largest = 0;    // l and the largest norm
 
-    // m(j, e) gives the numbers of the centroids, less the origin.
-    template <typename Value>
-    IntegerCentroids(int64_t d, int64_t k, const Value& m)
+    // Of mu (k, d), less the origin.
+    template <typename T>
+    IntegerCentroids(Matrix<T> mu, int64_t d, int64_t k, const T* origin)
         : d(d),
           k(k),
           tiling(k),
@@ -242,27 +253,27 @@ struct IntegerCentroids {
           offset(tiling.padded() + kLanes<float>),
           t(tiling.padded() + kLanes<float>),
           norm(tiling.padded()) {
-        const Buffer<float> copy(copy_stride(d));
+        const Buffer<float> m(copy_stride(d));
         const Buffer<int32_t> row(pairs_stride(d));
+        const Buffer<T> copy(d);
         const int64_t half = half_of(d), width = tiling.width;
-        for (int64_t e = 0; e < copy_stride(d); ++e) copy[e] = 0;
+        for (int64_t e = 0; e < copy_stride(d); ++e) m[e] = 0;
+        for (int64_t e = 0; e < pairs_stride(d); ++e) row[e] = 0;
         for (int64_t j = 0; j < tiling.padded(); ++j) {
-            Extent extent{0, 0};
-            double sq_norm = 0;
-            for (int64_t e = 0; e < d; ++e) {
-                copy[e] = j < k ? static_cast<float>(m(j, e)) : 0;
-                sq_norm += double(copy[e]) * copy[e];
-                extent.largest = std::fmax(extent.largest, std::fabs(copy[e]));
+            offset[j] = kInfinity<float>;
+            t[j] = norm[j] = 0;
+            if (j < k) {
+                const Extent extent = load_copy(row_of(mu, j, d, copy.get()), origin, d, m.get());
+                const double sq_norm = sq_norm_of(m.get(), d);
+                norm[j] = static_cast<float>(std::sqrt(sq_norm));
+                offset[j] = static_cast<float>(sq_norm / 2);
+                const float inverse_t = extent.inverse_u(d);
+                t[j] = 1 / inverse_t;
+                // In units of t_j, which is at least ||m_j|| / longest(d).
+                const float lost_j = round_to_pairs(m.get(), d, inverse_t, row.get());
+                lost = std::fmax(lost, norm[j] > 0 ? 46341 * lost_j * t[j] / norm[j] : 0);
+                largest = std::fmax(largest, norm[j]);
             }
-            norm[j] = static_cast<float>(std::sqrt(sq_norm));
-            extent.sq_norm = static_cast<float>(sq_norm);
-            offset[j] = j < k ? static_cast<float>(sq_norm / 2) : kInfinity<float>;
-            const float inverse_t = extent.inverse_u(d);
-            t[j] = 1 / inverse_t;
-            // In units of t_j, which is at least ||m_j|| / longest(d).
-            const float lost_j = round_to_pairs(copy.get(), d, inverse_t, row.get());
-            lost = std::fmax(lost, norm[j] > 0 ? 46341 * lost_j * t[j] / norm[j] : 0);
-            largest = std::fmax(largest, norm[j]);
             int32_t* const to = &pairs[j / width * half * width + j % width];
             for (int64_t e = 0; e < half; ++e) to[e * width] = row[e];
         }

@@ -37,6 +37,7 @@ namespace {
 // Where integers are worth that rows have to be rounded first.
 constexpr int64_t kFewestForIntegers = kRegisterBytes == 64 ? 4 : 32;  // centroids
 constexpr int64_t kProductsForIntegers = 512;                          // of a row
+constexpr int64_t kRowsForIntegers = 512;  // as centroids have to be rounded, too
 
 constexpr int64_t kFusedBytes = 64 << 10;  // of sums; larger ones take a pass of their own
 constexpr int64_t kNumbersPerSum = 64;     // that a part reads at least: its sums then cost little
@@ -241,8 +242,7 @@ struct IntegerBlocks {
 
     IntegerBlocks(const KMeansAssign<T>& call, const T* origin)
         : call(call),
-          centroids(call.d, call.k,
-                    [&](int64_t j, int64_t e) { return call.mu(j, e) - origin[e]; }),
+          centroids(call.mu, call.d, call.k, origin),
           grid(call.n, kIntegerRows, panel_numbers(call.d) * int64_t(sizeof(int32_t))),
           rounder(layout, call.d, origin),
           panels_at(layout, grid.block_rows / kIntegerRows * panel_numbers(call.d)),
@@ -384,7 +384,7 @@ BadRow assign(const KMeansAssign<T>& call) {
     if (call.d <= kDirectWidth) return assign(call, PanelBlocks<true, T>(call));
     const PanelBlocks<false, T> by_panels(call);
     if (by_panels.scores_round_too_much()) return assign(call, RowBlocks<T>(call));
-    if (kHasPairs && call.k >= kFewestForIntegers &&
+    if (kHasPairs && call.n >= kRowsForIntegers && call.k >= kFewestForIntegers &&
         call.k * (call.d - kDirectWidth) >= kProductsForIntegers) {
         const IntegerBlocks<T> by_integers(call, by_panels.packed.origin.get());
         if (!by_integers.leave_too_much()) return assign(call, by_integers);

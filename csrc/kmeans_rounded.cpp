@@ -78,8 +78,7 @@ template <typename T>
 BadRow kmeans_rounded(const KMeansRounded<T>& call) {
     const T* const origin = static_cast<const T*>(call.rounded);
     const int32_t* const panels = Rounded<T>(call.n, call.d).panels(call.rounded);
-    const IntegerCentroids centroids(
-        call.d, call.k, [&](int64_t j, int64_t e) { return call.mu(j, e) - origin[e]; });
+    const IntegerCentroids centroids(call.mu, call.d, call.k, origin);
     const IntegerAssignment<T> assignment{call.x,      call.mu,      call.d,
                                           call.labels, call.sq_dist, centroids};
     const Grid grid = grid_of(call.n, call.d);

@@ -16,10 +16,10 @@ from tests.cases import DTYPES, as_numpy, backends_for
 
 cpp = pytest.mark.parametrize("backend", [b for b in backends_for("kmeans_assign") if b == "cpp"])
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
-# More than 16 numbers, and products enough that integers are worth it; odd widths, long rows, more
-# centroids than a tile has, fewer rows than a panel and more than a block.
+# More than 16 numbers, rows and products enough that integers are worth it; odd widths, long rows,
+# more centroids than a tile has, a last panel of one row, more rows than a block.
 shapes = pytest.mark.parametrize(
-    "shape", [(300, 33, 40), (65, 200, 37), (1100, 64, 260), (50, 785, 32), (7, 1027, 50)]
+    "shape", [(600, 33, 40), (513, 200, 37), (1100, 64, 260), (520, 785, 32), (512, 1027, 50)]
 )
 
 
@@ -191,7 +191,7 @@ def test_rounded_rows_say_whether_they_are_worth_it(backend: str) -> None:
 @dtypes
 def test_what_is_not_finite(backend: str, dtype: torch.dtype) -> None:
     """It is refused with its row; unchecked it spoils no other row."""
-    shape = (300, 40, 30)
+    shape = (600, 40, 50)
     x, mu = (torch.from_numpy(a).to(dtype) for a in gaussian(*shape, np.random.default_rng(0)))
     clean = F.kmeans_assign(x, mu, backend=backend)
     for value in (torch.nan, torch.inf, -torch.inf):
@@ -200,10 +200,10 @@ def test_what_is_not_finite(backend: str, dtype: torch.dtype) -> None:
         with pytest.raises(ValueError, match=r"^x: row 123 "):
             F.kmeans_assign(bad, mu, backend=backend)
         labels, sq_dist = F.kmeans_assign(bad, mu, backend=backend, check=False)
-        others = torch.arange(300) != 123
+        others = torch.arange(600) != 123
         assert torch.equal(labels[others], clean[0][others])
         assert torch.equal(sq_dist[others], clean[1][others])
-        assert 0 <= int(labels[123]) < 30
+        assert 0 <= int(labels[123]) < 50
 
 
 @cpp
