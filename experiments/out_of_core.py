@@ -69,6 +69,7 @@ def fit(path: str, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         "peak_resident_mb": of_process("status", "VmHWM") >> 10,
         "resident_mb_once_imported": imported >> 20,
         "iterations": found.n_iter_,
+        "steps": getattr(found, "n_steps_", None),
         **inertia,
     }
 
@@ -94,7 +95,12 @@ def main() -> None:
     common = {"n_clusters": args.clusters, "init": args.init, "n_init": 1, "random_state": 0}
     own = {
         "KMeans": {"max_iter": args.iterations, "tol": 0.0},
-        "MiniBatchKMeans": {"max_iter": 1, "batch_size": args.batch_size},
+        # All of the epoch: it would end early where batches no longer help.
+        "MiniBatchKMeans": {
+            "max_iter": 1,
+            "batch_size": args.batch_size,
+            "max_no_improvement": None,
+        },
         "DEC": {"hidden": [64], "latent_dim": 10, "tune_updates": 1000, "max_updates": 1000}
         | {"update_interval": 500, "tol": 0.0},
     }
