@@ -192,14 +192,15 @@ py::object target_loss(const MatrixArgument& z, int64_t n, const HeadArgument& h
 
 py::object kmeans_assign(const MatrixArgument& x, const MatrixArgument& mu, int64_t n, int64_t d,
                          int64_t k, const std::string& dtype, Address labels, Address sq_dist,
-                         Address weight, Address sums, Address counts, int n_threads, bool check) {
+                         Address weight, Address before, Address sums, Address counts,
+                         int n_threads, bool check) {
     check_sizes(n, d, k, n_threads);
     return call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
-        return kernels.kmeans_assign({matrix<T>(x), matrix<T>(mu), n, d, k,
-                                      result<int64_t>(labels, n), result<T>(sq_dist, n),
-                                      pointer<const T>(weight), pointer<double>(sums),
-                                      pointer<double>(counts), n_threads, check});
+        return kernels.kmeans_assign(
+            {matrix<T>(x), matrix<T>(mu), n, d, k, result<int64_t>(labels, n),
+             result<T>(sq_dist, n), pointer<const T>(weight), pointer<double>(sums),
+             pointer<double>(counts), n_threads, check, nullptr, pointer<const int64_t>(before)});
     });
 }
 
@@ -269,28 +270,35 @@ py::object kmeans_step(const MatrixArgument& x, const MatrixArgument& mu, int64_
     });
 }
 
-py::object kmeans_round(const MatrixArgument& x, int64_t n, int64_t d, const std::string& dtype,
-                        Address rounded, int n_threads) {
-    check_sizes(n, d, 1, n_threads);
-    return call(dtype, [&](const auto& kernels) {
+// n_open.
+int64_t kmeans_round(const MatrixArgument& x, const MatrixArgument& mu, int64_t n, int64_t d,
+                     int64_t k, const std::string& dtype, Address rounded, Address labels,
+                     Address sums, Address counts, int n_threads) {
+    check_sizes(n, d, k, n_threads);
+    int64_t n_open = 0;
+    call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
-        return kernels.kmeans_round({matrix<T>(x), n, d,
+        return kernels.kmeans_round({matrix<T>(x), matrix<T>(mu), n, d, k,
                                      result<char>(rounded, kernels.kmeans_rounded_bytes(n, d)),
-                                     n_threads});
+                                     result<int64_t>(labels, n), pointer<double>(sums),
+                                     pointer<double>(counts), &n_open, n_threads});
     });
+    return n_open;
 }
 
 // n_open.
 int64_t kmeans_rounded(Address rounded, const MatrixArgument& x, const MatrixArgument& mu,
                        int64_t n, int64_t d, int64_t k, const std::string& dtype, Address labels,
-                       Address sq_dist, int n_threads) {
+                       Address sq_dist, Address before, Address sums, Address counts,
+                       int n_threads) {
     check_sizes(n, d, k, n_threads);
     int64_t n_open = 0;
     call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
         return kernels.kmeans_rounded({pointer<const void>(rounded), matrix<T>(x), matrix<T>(mu), n,
                                        d, k, result<int64_t>(labels, n), result<T>(sq_dist, n),
-                                       &n_open, n_threads});
+                                       pointer<const int64_t>(before), pointer<double>(sums),
+                                       pointer<double>(counts), &n_open, n_threads});
     });
     return n_open;
 }

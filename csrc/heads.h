@@ -40,17 +40,26 @@ constexpr T kLargest = T(0.25) / std::numeric_limits<T>::min();
 // OUT origin (d): per coordinate, the median of up to 31 of the k rows of mu, evenly spaced.
 template <typename T>
 void median_origin(Matrix<T> mu, int64_t k, int64_t d, T* origin) {
-    constexpr int64_t kMost = 31;
+    constexpr int64_t kMost = 31, kL = kLanes<T>;
     const int64_t n = least(k, kMost);
-    for (int64_t e = 0; e < d; ++e) {
-        T sorted[kMost] = {};
-        for (int64_t i = 0; i < n; ++i) {  // by insertion; std::sort would be shared between files
-            const T value = mu(i * k / n, e);
-            int64_t at = i;
-            for (; at > 0 && sorted[at - 1] > value; --at) sorted[at] = sorted[at - 1];
-            sorted[at] = value;
+    for (int64_t e = 0; e < d; e += kL) {
+        const int64_t count = least(kL, d - e);
+        Lanes<T> sorted[kMost] = {};
+        for (int64_t i = 0; i < n; ++i) {
+            const int64_t j = i * k / n;
+            if (mu.col_stride == 1)
+                sorted[i] = load_some(mu.row(j) + e, count);
+            else
+                for (int64_t l = 0; l < count; ++l) sorted[i][l] = mu(j, e + l);
         }
-        origin[e] = sorted[(n - 1) / 2];
+        // Lane by lane, neighbours in turn; std::sort would be shared between files.
+        for (int64_t pass = 0; pass < n; ++pass)
+            for (int64_t i = pass % 2; i + 1 < n; i += 2) {
+                const Lanes<T> a = sorted[i], b = sorted[i + 1];
+                sorted[i] = min(a, b);
+                sorted[i + 1] = max(a, b);
+            }
+        store_some<T>(origin + e, sorted[(n - 1) / 2], count);
     }
 }
 

@@ -30,16 +30,18 @@ struct RowRounder {
     int64_t d;
     const T* origin;  // (d to whole lanes)
     Words<T> pairs_at, copy_at, z_at;
-    int64_t turned_at, x_at;
+    int64_t turned_at, x_at, ahead;
 
-    RowRounder(Layout& layout, int64_t d, const T* origin)
+    // copied: whether rows come as copies, behind which nothing follows.
+    RowRounder(Layout& layout, int64_t d, const T* origin, bool copied)
         : d(d),
           origin(origin),
           pairs_at(layout, kIntegerRows * pairs_stride(d)),
           copy_at(layout, copy_stride(d)),
           z_at(layout, d * kIntegerRows),
           turned_at(layout.add(round_up<T>(d) * kPoints<T>)),
-          x_at(layout.add(d)) {}
+          x_at(layout.add(d)),
+          ahead(copied ? 0 : (16 << 10) / int64_t(sizeof(T))) {}
 
     // OUT panel: rows [first, first + kIntegerRows) of x, which has n. Whether all are finite.
     bool round(Matrix<T> x, int64_t n, int64_t first, T* memory, int32_t* panel) const {
@@ -75,7 +77,7 @@ struct RowRounder {
         bool finite = true;
         for (int64_t i = 0; i < n_rows; ++i) {
             const T* const row = row_of(x, first + i, d, memory + x_at);
-            const Extent extent = load_copy(row, origin, d, copy);
+            const Extent extent = load_copy(row, origin, d, ahead, copy);
             finite &= extent.sq_norm < kInfinity<float>;
             inverse_u[i] = extent.inverse_u(d);
             inverse_u[kIntegerRows + i] =
@@ -123,32 +125,32 @@ struct IntegerAssignment {
     }
 
   private:
-    // A row that has not been read for long, and will be when its candidates are known.
-    void call_ahead(int64_t row) const {
-        constexpr int64_t kLine = 64 / sizeof(T);
-        if (x.col_stride == 1)
-            for (int64_t e = 0; e < d; e += kLine) __builtin_prefetch(x.row(row) + e);
-    }
-
     template <bool kAtOnce>
     int64_t run_with(const int32_t* panels, int64_t first, int64_t n_rows, T* copies) const {
         IntegerMinima minima[kMaxPanels];
         const int64_t n_panels = (n_rows + kIntegerRows - 1) / kIntegerRows;
         fold_panels<kAtOnce>(panels, n_panels, centroids, minima);
-        int64_t n_open = 0;
+        float most[kMaxPanels][kIntegerRows];
+        bool any_open[kMaxPanels];
         for (int64_t p = 0; p < n_panels; ++p) {
             const int64_t from = p * kIntegerRows, here = least(kIntegerRows, n_rows - from);
-            const int32_t* const panel = panels + p * panel_numbers(d);
-            float most[kIntegerRows];
-            const bool any_open = find_cuts(panel, centroids, minima[p], most);
-            for (int64_t i = 0; i < here; ++i) labels[first + from + i] = minima[p].label[i];
-            if (!any_open && sq_dist == nullptr) continue;
+            any_open[p] = find_cuts(panels + p * panel_numbers(d), centroids, minima[p], most[p]);
             for (int64_t i = 0; i < here; ++i) {
-                const bool clear = most[i] < minima[p].second[i];
+                labels[first + from + i] = minima[p].label[i];
+                // Which has not been read for long, maybe, and is soon.
+                if (any_open[p] && !(most[p][i] < minima[p].second[i]))
+                    call_ahead(x, first + from + i, d);
+            }
+        }
+        int64_t n_open = 0;
+        for (int64_t p = 0; p < n_panels; ++p) {
+            if (!any_open[p] && sq_dist == nullptr) continue;
+            const int64_t from = p * kIntegerRows, here = least(kIntegerRows, n_rows - from);
+            for (int64_t i = 0; i < here; ++i) {
+                const bool clear = most[p][i] < minima[p].second[i];
                 if (clear && sq_dist == nullptr) continue;
                 n_open += !clear;
                 const int64_t row = first + from + i;
-                if (sq_dist == nullptr) call_ahead(row);
                 const T* const x_i = row_of(x, row, d, copies);
                 const auto sq_dist_to = [&](int64_t j) {
                     return deciding_sq_dist(x_i, row_of(mu, j, d, copies + d), d);
@@ -158,11 +160,13 @@ struct IntegerAssignment {
                 if (clear)
                     nearest = sq_dist_to(label);
                 else
-                    for_each_candidate<kAtOnce>(panel, i, centroids, most[i], [&](int64_t j) {
-                        const T candidate = sq_dist_to(j);
-                        if (candidate < nearest || (candidate == nearest && j < label))
-                            nearest = candidate, label = j;
-                    });
+                    for_each_candidate<kAtOnce>(
+                        panels + p * panel_numbers(d), i, centroids, minima[p], most[p][i],
+                        [&](int64_t j) {
+                            const T candidate = sq_dist_to(j);
+                            if (candidate < nearest || (candidate == nearest && j < label))
+                                nearest = candidate, label = j;
+                        });
                 labels[row] = label;
                 if (sq_dist != nullptr) sq_dist[row] = nearest;
             }

@@ -127,28 +127,32 @@ struct Extent {
     }
 };
 
-// OUT z (d, and zeros before the next whole lanes): x less the origin.
+// OUT z (d, and zeros before the next whole lanes): x less the origin. What lies `ahead` numbers on
+// is called into the second cache.
 template <typename T>
-inline Extent load_copy(const T* x, const T* origin, int64_t d, float* z) {
+inline Extent load_copy(const T* x, const T* origin, int64_t d, int64_t ahead, float* z) {
     constexpr int kL = kLanes<float>;
-    constexpr int kAhead = 4096 / sizeof(T);  // a page: rows mostly lie one after the other
-    Lanes<float> squares = {}, largest = {};
-    const auto put = [&](int64_t e, Lanes<float> z_e) {
-        squares += z_e * z_e;
-        largest = max(largest, max(z_e, -z_e));
+    Lanes<float> squares[2] = {}, largest[2] = {};  // in turn: a chain of additions would wait
+    const auto put = [&](int64_t e, int side, Lanes<float> z_e) {
+        squares[side] += z_e * z_e;
+        largest[side] = max(largest[side], max(z_e, -z_e));
         store<float>(z + e, z_e);
     };
     int64_t e = 0;
-    for (; e + kL <= d; e += kL) {
-        __builtin_prefetch(x + e + kAhead, 0, 2);
-        put(e, difference(x + e, origin + e));
-    }
+    const auto put_next = [&](int side) {
+        __builtin_prefetch(x + e + ahead, 0, 2);
+        put(e, side, difference(x + e, origin + e));
+        e += kL;
+    };
+    while (e + 2 * kL <= d) put_next(0), put_next(1);
+    if (e + kL <= d) put_next(0);
     if (e < d) {
         T last[2][kL] = {};
         for (int64_t i = 0; i < d - e; ++i) last[0][i] = x[e + i], last[1][i] = origin[e + i];
-        put(e, difference<T>(last[0], last[1]));
+        put(e, 1, difference<T>(last[0], last[1]));
     }
-    return {sum_of_lanes<float>(squares), -least_lane<float>(-largest)};
+    return {sum_of_lanes<float>(squares[0] + squares[1]),
+            -least_lane<float>(-max(largest[0], largest[1]))};
 }
 
 // OUT pairs (pairs_stride): z / u, rounded. Returns the length of what that loses.
@@ -156,19 +160,19 @@ inline float round_to_pairs(const float* z, int64_t d, float inverse_u, int32_t*
     const Lanes<float> ones = broadcast(kOnes);
     const Lanes<float> factor = broadcast(inverse_u);
     const int64_t half = half_of(d);
-    Lanes<float> lost = {};
-    const auto rounded = [&](const float* from, int64_t e) {
-        const Lanes<float> exact = load(from) * factor, sum = exact + ones;
-        Lanes<float> difference = (sum - ones) - exact;
-        if (e + kLanes<float> > half) difference = first_lanes<float>(difference, half - e);
-        lost += difference * difference;
-        return bits_as<Pairs>(sum);
-    };
+    Lanes<float> lost[2] = {};  // of each half: a chain of additions would wait
     for (int64_t e = 0; e < half; e += kLanes<float>) {
-        const Pairs low = rounded(z + e, e), high = rounded(z + half + e, e);
-        store<int32_t>(pairs + e, (low & 0xffff) | (high << 16));
+        Pairs both[2];
+        for (int side = 0; side < 2; ++side) {
+            const Lanes<float> exact = load(z + side * half + e) * factor, sum = exact + ones;
+            Lanes<float> difference = (sum - ones) - exact;
+            if (e + kLanes<float> > half) difference = first_lanes<float>(difference, half - e);
+            lost[side] += difference * difference;
+            both[side] = bits_as<Pairs>(sum);
+        }
+        store<int32_t>(pairs + e, (both[0] & 0xffff) | (both[1] << 16));
     }
-    return std::sqrt(sum_of_lanes<float>(lost));
+    return std::sqrt(sum_of_lanes<float>(lost[0] + lost[1]));
 }
 
 inline int64_t panel_numbers(int64_t d) {
@@ -263,7 +267,8 @@ struct IntegerCentroids {
             offset[j] = kInfinity<float>;
             t[j] = norm[j] = 0;
             if (j < k) {
-                const Extent extent = load_copy(row_of(mu, j, d, copy.get()), origin, d, m.get());
+                const Extent extent =
+                    load_copy(row_of(mu, j, d, copy.get()), origin, d, 0, m.get());
                 const double sq_norm = sq_norm_of(m.get(), d);
                 norm[j] = static_cast<float>(std::sqrt(sq_norm));
                 offset[j] = static_cast<float>(sq_norm / 2);
@@ -290,10 +295,19 @@ struct IntegerCentroids {
     }
 };
 
-// The least scores of a panel's rows, and where they were found.
+constexpr int64_t kKeptScores = 12, kWideRows = 64;
+
+// Few centroids of wide rows: little is done with what is read.
+inline bool is_read_bound(int64_t d, int64_t k) {
+    return k <= kKeptScores && d >= kWideRows;
+}
+
+// The least scores of a panel's rows, and where they were found; where reading takes the time, all
+// scores.
 struct IntegerMinima {
     float best[kIntegerRows], second[kIntegerRows];
     int32_t label[kIntegerRows];
+    float scores[kKeptScores][kIntegerRows];
 
     void clear() {
         for (int i = 0; i < kIntegerRows; ++i) {
@@ -303,16 +317,22 @@ struct IntegerMinima {
     }
 };
 
-template <bool kAtOnce, int kWidth>
-inline __attribute__((always_inline)) void fold_integers(const int32_t* panel,
+// kReadBound: `later`, what is read next, is called into the second cache, by each tile its share,
+// so that memory does not rest while the others are computed.
+template <bool kAtOnce, bool kReadBound, int kWidth>
+inline __attribute__((always_inline)) void fold_integers(const int32_t* panel, const int32_t* later,
                                                          const IntegerCentroids& centroids,
                                                          int64_t tile, IntegerMinima& minima) {
     constexpr int kL = kLanes<float>;
     const int64_t half = half_of(centroids.d);
     const int32_t* const p = centroids.tile(tile);
     Pairs sum[kWidth][kVectors] = {};
+    const int64_t step = kIntegerRows / centroids.tiling.n_tiles;
+    later += tile * half * step;
 #pragma GCC unroll 4
     for (int64_t e = 0; e < half; ++e) {
+        if constexpr (kReadBound)
+            for (int v = 0; v < kVectors; ++v) __builtin_prefetch(later + (e + v) * step, 0, 2);
         Pairs q[kVectors];
         for (int v = 0; v < kVectors; ++v) q[v] = load(panel + e * kIntegerRows + v * kL);
         for (int j = 0; j < kWidth; ++j) {
@@ -331,6 +351,7 @@ inline __attribute__((always_inline)) void fold_integers(const int32_t* panel,
             const Lanes<float> product = __builtin_convertvector(sum[j][v], Lanes<float>);
             const Lanes<float> score = broadcast(centroids.offset[column]) * over_u -
                                        product * broadcast(centroids.t[column]);
+            if (kReadBound && column < kKeptScores) store<float>(minima.scores[column] + at, score);
             const auto wins = score < best;
             second = min(second, max(score, best));
             best = wins ? score : best;
@@ -343,16 +364,24 @@ inline __attribute__((always_inline)) void fold_integers(const int32_t* panel,
     }
 }
 
-// IN panels (n_panels, panel_numbers); OUT minima (n_panels).
+// IN panels (n_panels, panel_numbers), and as many behind them that come next; OUT minima
+// (n_panels).
 template <bool kAtOnce>
 void fold_panels(const int32_t* panels, int64_t n_panels, const IntegerCentroids& centroids,
                  IntegerMinima* minima) {
-    for (int64_t p = 0; p < n_panels; ++p) minima[p].clear();
-    with_constant<kMaxWidth>(static_cast<int>(centroids.tiling.width), [&](auto width) {
+    const int64_t size = panel_numbers(centroids.d);
+    const auto fold = [&](auto read_bound, auto width) {
         for (int64_t tile = 0; tile < centroids.tiling.n_tiles; ++tile)
             for (int64_t p = 0; p < n_panels; ++p)
-                fold_integers<kAtOnce, width()>(panels + p * panel_numbers(centroids.d), centroids,
-                                                tile, minima[p]);
+                fold_integers<kAtOnce, read_bound(), width()>(
+                    panels + p * size, panels + (n_panels + p) * size, centroids, tile, minima[p]);
+    };
+    for (int64_t p = 0; p < n_panels; ++p) minima[p].clear();
+    with_constant<kMaxWidth>(static_cast<int>(centroids.tiling.width), [&](auto width) {
+        if (is_read_bound(centroids.d, centroids.k))
+            fold(std::true_type(), width);
+        else
+            fold(std::false_type(), width);
     });
 }
 
@@ -360,7 +389,12 @@ void fold_panels(const int32_t* panels, int64_t n_panels, const IntegerCentroids
 // a NaN for all.
 template <bool kAtOnce, typename Body>
 void for_each_candidate(const int32_t* panel, int64_t i, const IntegerCentroids& centroids,
-                        float most, const Body& body) {
+                        const IntegerMinima& minima, float most, const Body& body) {
+    if (is_read_bound(centroids.d, centroids.k)) {
+        for (int64_t j = 0; j < centroids.k; ++j)
+            if (!(minima.scores[j][i] > most)) body(j);
+        return;
+    }
     constexpr int kMost = 4;  // tiles side by side
     constexpr int kL = kLanes<float>;
     const int64_t half = half_of(centroids.d), width = centroids.tiling.width;

@@ -10,6 +10,9 @@
 // differences do, so a row whose two best scores are closer than that rounding is decided by direct
 // differences, and so is every sq_dist. Ties go to the lowest index; a NaN never wins.
 //
+// Of few centroids the products are taken row by row (row_dots.h), as it would take as long to turn
+// the rows into panels.
+//
 // Scores of 16-bit integers (integers.h) take half the time, and leave of each row the few
 // centroids that they cannot tell apart, most often one: so it goes where there is an instruction
 // for them.
@@ -29,6 +32,7 @@
 #include "kernels.h"
 #include "label_sums.h"
 #include "picked_rows.h"
+#include "row_dots.h"
 #include "row_scores.h"
 
 namespace deepclust::DEEPCLUST_ISA {
@@ -39,12 +43,20 @@ constexpr int64_t kFewestForIntegers = kRegisterBytes == 64 ? 4 : 32;  // centro
 constexpr int64_t kProductsForIntegers = 512;                          // of a row
 constexpr int64_t kRowsForIntegers = 512;  // as centroids have to be rounded, too
 
-constexpr int64_t kFusedBytes = 64 << 10;  // of sums; larger ones take a pass of their own
-constexpr int64_t kNumbersPerSum = 64;     // that a part reads at least: its sums then cost little
-
 template <typename T>
 PickedRows<T> picked_rows(const KMeansAssign<T>& call) {
     return {call.x, call.rows, call.n, call.d};
+}
+
+// ||m_j||^2 / 2
+template <typename T>
+T half_sq_norm(Matrix<T> mu, int64_t j, int64_t d, const T* origin) {
+    double sum = 0;
+    for (int64_t e = 0; e < d; ++e) {
+        const T value = mu(j, e) - origin[e];
+        sum += double(value) * value;
+    }
+    return static_cast<T>(sum / 2);
 }
 
 template <typename T>
@@ -61,14 +73,10 @@ struct PackedCentroids {
         m = PackedColumns<T>(call.d, call.k,
                              [&](int64_t e, int64_t j) { return call.mu(j, e) - origin[e]; });
         offset = Buffer<T>(m.tiling.padded());
-        for (int64_t j = 0; j < m.tiling.padded(); ++j) {
-            double sq_norm = 0;
-            for (int64_t e = 0; e < call.d && j < call.k && !direct; ++e) {
-                const T value = call.mu(j, e) - origin[e];
-                sq_norm += double(value) * value;
-            }
-            offset[j] = j < call.k ? static_cast<T>(sq_norm / 2) : kInfinity<T>;
-        }
+        for (int64_t j = 0; j < m.tiling.padded(); ++j)
+            offset[j] = j >= call.k ? kInfinity<T>
+                        : direct    ? 0
+                                    : half_sq_norm(call.mu, j, call.d, origin.get());
     }
 };
 
@@ -77,6 +85,30 @@ template <typename T>
 struct Minima {
     T best[kPoints<T>], second[kPoints<T>];
     IntLike<T> label[kPoints<T>];
+
+    void clear() {
+        for (int i = 0; i < kPoints<T>; ++i) {
+            best[i] = second[i] = kInfinity<T>;
+            label[i] = 0;
+        }
+    }
+
+    // Folds in the scores of the lanes from `at` on with centroids [first, first + kWidth).
+    template <bool kSecond, int kWidth, typename Score>
+    inline __attribute__((always_inline)) void fold(int at, int64_t first, const Score& score) {
+        Lanes<T> least = load(best + at), next = load(second + at);
+        IntLanes<T> found = load(label + at);
+        for (int j = 0; j < kWidth; ++j) {
+            const Lanes<T> s = score(j);
+            const auto wins = s < least;
+            if constexpr (kSecond) next = min(next, max(s, least));
+            least = wins ? s : least;
+            found = wins ? broadcast(static_cast<IntLike<T>>(first + j)) : found;
+        }
+        store<T>(best + at, least);
+        store<T>(second + at, next);
+        store<IntLike<T>>(label + at, found);
+    }
 };
 
 // Folds the scores of one tile of centroids into the minima of a panel's points. Always inlined: a
@@ -100,20 +132,9 @@ inline __attribute__((always_inline)) void fold_tile(const T* z, const PackedCen
                 for (int v = 0; v < kVectors; ++v) s[j][v] -= sum[j][v];
         }
     }
-    for (int v = 0; v < kVectors; ++v) {
-        const int at = v * kLanes<T>;
-        Lanes<T> best = load(minima.best + at), second = load(minima.second + at);
-        IntLanes<T> label = load(minima.label + at);
-        for (int j = 0; j < kWidth; ++j) {
-            const auto wins = s[j][v] < best;
-            if constexpr (!kDirect) second = min(second, max(s[j][v], best));
-            best = wins ? s[j][v] : best;
-            label = wins ? broadcast(static_cast<IntLike<T>>(tile * kWidth + j)) : label;
-        }
-        store<T>(minima.best + at, best);
-        store<T>(minima.second + at, second);
-        store<IntLike<T>>(minima.label + at, label);
-    }
+    for (int v = 0; v < kVectors; ++v)
+        minima.template fold<!kDirect, kWidth>(v * kLanes<T>, tile * kWidth,
+                                               [&](int j) { return s[j][v]; });
 }
 
 // How far apart the two best scores of a row must be for rounding to have left the winner alone.
@@ -123,17 +144,116 @@ inline __attribute__((always_inline)) void fold_tile(const T* z, const PackedCen
 // ||m_b|| <= ||z|| + ||z - m_b|| <= ||z|| + ||z - m_w|| <= 2 a for a = ||z|| + ||m_w||, so the
 // errors of the two scores come to less than (1 + 4) gamma a^2.
 template <typename T>
-T clear_margin(T z_sq_norm, T half_m_sq_norm, int64_t d) {
+T clear_margin(T z_sq_norm, T half_m_sq_norm, int64_t chain) {
     constexpr T kRoundoff = std::numeric_limits<T>::epsilon() / 2;
-    const T gamma = T(least(d, kRunLength) + d / kRunLength + 8) * kRoundoff;
+    const T gamma = T(chain) * kRoundoff;
     const T a = std::sqrt(z_sq_norm) + std::sqrt(2 * half_m_sq_norm);
     return 5 * gamma * a * a;
 }
 
+// Where the scores of a row leave its label in doubt, direct differences decide. row() is row i; it
+// is read for that, and for its distance, unless that is not wanted. mu_copy: room for a centroid.
+template <typename T, typename Row>
+void decide(const KMeansAssign<T>& call, int64_t i, int64_t label, bool is_clear, const Row& row,
+            T* mu_copy) {
+    if (!is_clear || call.sq_dist != nullptr) {
+        const T* const x_i = row();
+        const auto sq_dist = [&](int64_t j) {
+            return sq_dist_between(x_i, row_of(call.mu, j, call.d, mu_copy), call.d);
+        };
+        T nearest = is_clear ? sq_dist(label) : kInfinity<T>;
+        for (int64_t j = 0; j < call.k && !is_clear; ++j) {
+            const T candidate = sq_dist(j);
+            if (candidate < nearest) nearest = candidate, label = j;
+        }
+        if (call.sq_dist != nullptr) call.sq_dist[i] = nearest;
+    }
+    call.labels[i] = label;
+}
+
+// Blocks of few centroids and wide rows (row_dots.h), which are read where they lie.
+template <typename T>
+struct DotBlocks {
+    static constexpr int64_t kCopiedRows = 0;
+    static constexpr int64_t kAheadBytes = 16 << 10;  // of rows on their way at a time
+
+    const KMeansAssign<T>& call;
+    Buffer<T> origin, offset;
+    RowDots<T> dots;
+    Grid grid;
+    Layout layout;
+    int64_t folds_at, x_at, mu_at;  // x and mu for what is strided
+
+    explicit DotBlocks(const KMeansAssign<T>& call)
+        : call(call),
+          origin(centred_on(call)),
+          offset(call.k),
+          dots(call.mu, call.d, call.k, origin.get()),
+          grid(call.n, kPoints<T>, kPoints<T> * dots.stride * int64_t(sizeof(T))),
+          folds_at(layout.add(dots.folds_size())),
+          x_at(layout.add(kPoints<T> * call.d)),
+          mu_at(layout.add(call.d)) {
+        for (int64_t j = 0; j < call.k; ++j)
+            offset[j] = half_sq_norm(call.mu, j, call.d, origin.get());
+    }
+
+    // Assigns rows [first, first + n_rows), with memory as `layout` says.
+    BadRow operator()(Matrix<T>, int64_t first, int64_t n_rows, T* memory) const {
+        BadRow bad;
+        for (int64_t at = 0; at < n_rows; at += kPoints<T>) {
+            const int64_t here = least(kPoints<T>, n_rows - at);
+            const T* x[kPoints<T>];
+            T sq_norm[kPoints<T>];
+            Minima<T> minima;
+            minima.clear();
+            for (int i = 0; i < kPoints<T>; ++i)
+                x[i] = row_of(call.x, row(first + at + i), call.d, memory + x_at + i * call.d);
+            for (int v = 0; v < kVectors; ++v)
+                fold(first + at, v * kLanes<T>, x, memory + folds_at, sq_norm, minima);
+            if (call.check && !all_finite(sq_norm, here))
+                bad.note(first_bad_row(0, call.x, first + at, here, call.d));
+            for (int64_t i = 0; i < here; ++i)
+                decide(
+                    call, first + at + i, minima.label[i],
+                    minima.second[i] - minima.best[i] >
+                        clear_margin(sq_norm[i], offset[minima.label[i]], dots.chain()),
+                    [&] { return x[i]; }, memory + mu_at);
+        }
+        return bad;
+    }
+
+  private:
+    static Buffer<T> centred_on(const KMeansAssign<T>& call) {
+        Buffer<T> origin(round_up<T>(call.d));
+        for (int64_t e = 0; e < round_up<T>(call.d); ++e) origin[e] = 0;
+        median_origin(call.mu, call.k, call.d, origin.get());
+        return origin;
+    }
+    // Which of call.x is row i; past the last, the last one.
+    int64_t row(int64_t i) const {
+        i = least(i, call.n - 1);
+        return call.rows == nullptr ? i : call.rows[i];
+    }
+    // The scores of rows [from, from + kLanes) of a panel that begins with row `first`.
+    void fold(int64_t first, int from, const T* const* x, T* folds, T* sq_norm,
+              Minima<T>& minima) const {
+        constexpr int kL = kLanes<T>;
+        const int64_t ahead = most(kL, kAheadBytes / (call.d * int64_t(sizeof(T))));
+        const T* later[kL];
+        for (int i = 0; i < kL; ++i) later[i] = call.x.row(row(first + from + i + ahead));
+        dots.multiply(x + from, later, folds);
+        store<T>(sq_norm + from, sum_folds<T>(folds + call.k * kL * kL));
+        for (int64_t j = 0; j < call.k; ++j)
+            minima.template fold<true, 1>(from, j, [&](int) {
+                return broadcast(offset[j]) - sum_folds<T>(folds + j * kL * kL);
+            });
+    }
+};
+
 // Blocks of rows by panels of rows.
 template <bool kDirect, typename T>
 struct PanelBlocks {
-    static constexpr int64_t kRowsPerProbe = 32, kFewRows = kPoints<T>;
+    static constexpr int64_t kRowsPerProbe = 32, kCopiedRows = kPoints<T>;
 
     const KMeansAssign<T>& call;
     PackedCentroids<T> packed;
@@ -165,24 +285,14 @@ struct PanelBlocks {
         for (int64_t i = 0; i < n_rows; ++i) {
             const Minima<T>& found = minima[i / kPoints<T>];
             const int64_t lane = i % kPoints<T>;
-            int64_t label = found.label[lane];
-            T nearest = found.best[lane];
-            if constexpr (!kDirect) {
-                const T* const row = row_of(x, first + i, call.d, memory + x_at);
-                const auto sq_dist = [&](int64_t j) {
-                    return sq_dist_between(row, row_of(call.mu, j, call.d, memory + mu_at), call.d);
-                };
-                nearest = sq_dist(label);
-                if (!is_clear(found, lane, sq_norm[i])) {
-                    nearest = kInfinity<T>;
-                    for (int64_t j = 0; j < call.k; ++j) {
-                        const T candidate = sq_dist(j);
-                        if (candidate < nearest) nearest = candidate, label = j;
-                    }
-                }
+            if constexpr (kDirect) {
+                call.labels[first + i] = found.label[lane];
+                if (call.sq_dist != nullptr) call.sq_dist[first + i] = found.best[lane];
+            } else {
+                decide(
+                    call, first + i, found.label[lane], is_clear(found, lane, sq_norm[i]),
+                    [&] { return row_of(x, first + i, call.d, memory + x_at); }, memory + mu_at);
             }
-            call.labels[first + i] = label;
-            if (call.sq_dist != nullptr) call.sq_dist[first + i] = nearest;
         }
         return bad;
     }
@@ -207,10 +317,7 @@ struct PanelBlocks {
         load_panel<T>(x, n, first, call.d,
                       kDirect ? nullptr : static_cast<const T*>(packed.origin.get()),
                       {memory + panels_at + p * panel_size, memory + norms_at + p * kPoints<T>});
-        for (int i = 0; i < kPoints<T>; ++i) {
-            minima.best[i] = minima.second[i] = kInfinity<T>;
-            minima.label[i] = 0;
-        }
+        minima.clear();
     }
     void fold(int64_t n_panels, const T* memory, Minima<T>* minima) const {
         with_constant<kMaxWidth>(static_cast<int>(packed.m.tiling.width), [&](auto width) {
@@ -222,7 +329,8 @@ struct PanelBlocks {
     }
     // False of NaN, too.
     bool is_clear(const Minima<T>& found, int64_t lane, T sq_norm) const {
-        const T margin = clear_margin(sq_norm, packed.offset[found.label[lane]], call.d);
+        const int64_t chain = least(call.d, kRunLength) + call.d / kRunLength + 8;
+        const T margin = clear_margin(sq_norm, packed.offset[found.label[lane]], chain);
         return found.second[lane] - found.best[lane] > margin;
     }
 };
@@ -230,7 +338,7 @@ struct PanelBlocks {
 // Blocks of rows by integers (integer_rows.h).
 template <typename T>
 struct IntegerBlocks {
-    static constexpr int64_t kRowsPerProbe = 32, kFewRows = kIntegerRows;
+    static constexpr int64_t kRowsPerProbe = 32, kCopiedRows = kIntegerRows;
 
     const KMeansAssign<T>& call;
     IntegerCentroids centroids;
@@ -244,7 +352,7 @@ struct IntegerBlocks {
         : call(call),
           centroids(call.mu, call.d, call.k, origin),
           grid(call.n, kIntegerRows, panel_numbers(call.d) * int64_t(sizeof(int32_t))),
-          rounder(layout, call.d, origin),
+          rounder(layout, call.d, origin, call.rows != nullptr),
           panels_at(layout, grid.block_rows / kIntegerRows * panel_numbers(call.d)),
           copies_at(layout.add(2 * call.d)) {}
 
@@ -284,7 +392,7 @@ struct IntegerBlocks {
 // Blocks of rows by panels of centroids (row_scores.h), where scores round too much.
 template <typename T>
 struct RowBlocks {
-    static constexpr int64_t kRows = 8 * kSideBySide, kFewRows = kPoints<T>;
+    static constexpr int64_t kRows = 8 * kSideBySide, kCopiedRows = kPoints<T>;
 
     const KMeansAssign<T>& call;
     RowPanels<T> panels;
@@ -348,40 +456,27 @@ BadRow assign(const KMeansAssign<T>& call, const Blocks& blocks) {
                 return blocks(call.x, block * grid.block_rows, grid.rows_of(block), memory);
             });
 
-    // While rows are in cache: they go to the sums of their part. Few at a time are copied, while
-    // those that come next are on their way.
+    // Picked rows are copied side by side, as few at a time as a kind of blocks asks for, while
+    // those that come next are on their way; where it asks for none, they are read where they lie.
     const PickedRows<T> picked = picked_rows(call);
-    const int64_t most_rows = call.rows == nullptr ? grid.block_rows : Blocks::kFewRows;
+    const bool copied = call.rows != nullptr && Blocks::kCopiedRows > 0;
+    const int64_t most_rows = copied ? Blocks::kCopiedRows : grid.block_rows;
     Layout layout = blocks.layout;
-    const int64_t rows_at = layout.add(picked.room(most_rows));
-    const WeightedRows<T> rows{call.x, call.n, call.d, call.k, call.labels, call.weight};
-    const int64_t width = sums_width<T>(call.d), size = call.k * width;
-    const Parts parts(grid, size, 1, call.n * call.d / (kNumbersPerSum * size));
-    const Buffer<double> sums(parts.count * size);
-    std::memset(sums.get(), 0, static_cast<size_t>(parts.count * size) * sizeof(double));
-    const BadRow found = for_each_with_memory<T>(
-        parts.count, layout, work + picked.work(), call.n_threads, bad,
-        [&](int64_t part, T* memory) {
-            BadRow in_part;
-            WeightedRows<T> some = rows;
-            const int64_t end = least(call.n, parts.first(part + 1) * grid.block_rows);
-            for (int64_t at = parts.first(part) * grid.block_rows; at < end; at += most_rows) {
-                const int64_t n_rows = least(most_rows, end - at);
-                some.x = picked.block(at, n_rows, memory + rows_at);
-                in_part.note(blocks(some.x, at, n_rows, memory));
-                some.add({part, at, at + n_rows, 0, width, &sums[part * size]});
-            }
-            return in_part;
-        });
-    for (int64_t part = 1; part < parts.count; ++part)
-        add_numbers(&sums[part * size], size, sums.get());
-    rows.split(sums.get(), call.sums, call.counts);
-    return found;
+    const int64_t rows_at = layout.add(copied ? picked.room(most_rows) : 0);
+    const WeightedRows<T> rows{call.x,      call.n,      call.d,      call.k,
+                               call.labels, call.weight, call.before, copied ? nullptr : call.rows};
+    return label_and_add(rows, grid, most_rows, layout, work + picked.work(), call.n_threads, bad,
+                         call.sums, call.counts,
+                         [&](int64_t first, int64_t n_rows, T* memory, WeightedRows<T>& some) {
+                             if (copied) some.x = picked.block(first, n_rows, memory + rows_at);
+                             return blocks(some.x, first, n_rows, memory);
+                         });
 }
 
 template <typename T>
 BadRow assign(const KMeansAssign<T>& call) {
     if (call.d <= kDirectWidth) return assign(call, PanelBlocks<true, T>(call));
+    if (is_read_bound(call.d, call.k)) return assign(call, DotBlocks<T>(call));
     const PanelBlocks<false, T> by_panels(call);
     if (by_panels.scores_round_too_much()) return assign(call, RowBlocks<T>(call));
     if (kHasPairs && call.n >= kRowsForIntegers && call.k >= kFewestForIntegers &&
@@ -396,9 +491,7 @@ BadRow assign(const KMeansAssign<T>& call) {
 
 template <typename T>
 BadRow kmeans_assign(const KMeansAssign<T>& call) {
-    const int64_t sums_bytes = call.k * sums_width<T>(call.d) * int64_t(sizeof(double));
-    const bool apart = call.sums != nullptr && sums_bytes > kFusedBytes;
-    if (!apart) return assign(call);
+    if (call.sums == nullptr || sums_are_fused<T>(call.d, call.k)) return assign(call);
     KMeansAssign<T> job = call;
     job.sums = nullptr;
     Buffer<T> copies;
@@ -411,7 +504,7 @@ BadRow kmeans_assign(const KMeansAssign<T>& call) {
     const BadRow bad = assign(job);
     if (bad.input >= 0) return bad;
     return kmeans_update<T>({job.x, call.n, call.d, call.k, call.labels, call.weight, call.sums,
-                             call.counts, call.n_threads, false});
+                             call.counts, call.n_threads, false, call.before});
 }
 
 template BadRow kmeans_assign(const KMeansAssign<float>&);

@@ -9,7 +9,7 @@ namespace deepclust {
 // IN x (n, d), mu (k, d); OUT labels (n), sq_dist (n), unless null. With `sums`, the centroid
 // update in the same pass: IN weight (n) or null: all 1; OUT sums (k, d), counts (k). There, with
 // `rows` (n), row i is row rows[i] of x, which has any number of them: nothing checks that it is
-// there.
+// there; with `before` (n), sums and counts are what they gain as labels take the place of these.
 template <typename T>
 struct KMeansAssign {
     Matrix<T> x, mu;
@@ -22,6 +22,7 @@ struct KMeansAssign {
     int n_threads;
     bool check;
     const int64_t* rows = nullptr;
+    const int64_t* before = nullptr;
 };
 
 }  // namespace deepclust

@@ -10,6 +10,7 @@
 
 #include "integer_rows.h"
 #include "kernels.h"
+#include "label_sums.h"
 
 namespace deepclust::DEEPCLUST_ISA {
 namespace {
@@ -43,8 +44,9 @@ void mean_origin(Matrix<T> x, int64_t n, int64_t d, T* origin) {
     for (int64_t e = 0; e < round_up<T>(d); ++e) origin[e] = e < d ? static_cast<T>(sums[e]) : 0;
 }
 
-Grid grid_of(int64_t n, int64_t d) {
-    return Grid(n, kIntegerRows, panel_numbers(d) * int64_t(sizeof(int32_t)));
+// Whether rows in full take no longer, once they have to be read for their distances.
+bool reads_as_much(int64_t d, int64_t k) {
+    return d <= kDirectWidth || is_read_bound(d, k);
 }
 
 }  // namespace
@@ -57,44 +59,75 @@ int64_t kmeans_rounded_bytes(int64_t n, int64_t d) {
 
 template <typename T>
 BadRow kmeans_round(const KMeansRound<T>& call) {
+    const int64_t n = call.n, d = call.d, k = call.k;
     T* const origin = static_cast<T*>(call.rounded);
-    mean_origin(call.x, call.n, call.d, origin);
-    int32_t* const panels = Rounded<T>(call.n, call.d).panels(call.rounded);
-    const Grid grid = grid_of(call.n, call.d);
+    mean_origin(call.x, n, d, origin);
+    int32_t* const panels = Rounded<T>(n, d).panels(call.rounded);
+    const IntegerCentroids centroids(call.mu, d, k, origin);
+    const IntegerAssignment<T> assignment{call.x, call.mu, d, call.labels, nullptr, centroids};
+    // Rows and panels stay in cache until all is done with them.
+    const Grid grid(
+        n, kIntegerRows,
+        panel_numbers(d) * int64_t(sizeof(int32_t)) + kIntegerRows * d * int64_t(sizeof(T)));
     Layout layout;
-    const RowRounder<T> rounder(layout, call.d, origin);
-    const double work = double(call.n) * double(call.d) * 4;
-    return for_each_with_memory<T>(
-        grid.n_blocks, layout, work, call.n_threads, {}, [&](int64_t block, T* memory) {
-            const int64_t first = block * grid.block_rows, end = first + grid.rows_of(block);
-            for (int64_t i = first; i < end; i += kIntegerRows)
-                rounder.round(call.x, call.n, i, memory,
-                              panels + i / kIntegerRows * panel_numbers(call.d));
-            return BadRow{};
-        });
+    const RowRounder<T> rounder(layout, d, origin, false);
+    const int64_t copies_at = layout.add(2 * d);
+    const double work = double(n) * double(d) * double(4 + k);
+    *call.n_open = 0;
+    const auto label = [&](int64_t first, int64_t n_rows, T* memory) {
+        int32_t* const here = panels + first / kIntegerRows * panel_numbers(d);
+        for (int64_t i = 0; i < n_rows; i += kIntegerRows)
+            rounder.round(call.x, n, first + i, memory, here + i / kIntegerRows * panel_numbers(d));
+        const int64_t n_open = assignment.run(here, first, n_rows, memory + copies_at);
+        __atomic_fetch_add(call.n_open, n_open, __ATOMIC_RELAXED);
+        return BadRow{};
+    };
+    if (d >= kWideRows && sums_are_fused<T>(d, k)) {  // to read narrow rows again costs less
+        const WeightedRows<T> rows{call.x, n, d, k, call.labels, nullptr, nullptr};
+        return label_and_add(rows, grid, grid.block_rows, layout, work, call.n_threads, {},
+                             call.sums, call.counts,
+                             [&](int64_t first, int64_t n_rows, T* memory, WeightedRows<T>&) {
+                                 return label(first, n_rows, memory);
+                             });
+    }
+    for_each_with_memory<T>(grid.n_blocks, layout, work, call.n_threads, {},
+                            [&](int64_t block, T* memory) {
+                                return label(block * grid.block_rows, grid.rows_of(block), memory);
+                            });
+    return kmeans_update<T>(
+        {call.x, n, d, k, call.labels, nullptr, call.sums, call.counts, call.n_threads, false});
 }
 
 template <typename T>
 BadRow kmeans_rounded(const KMeansRounded<T>& call) {
+    const int64_t n = call.n, d = call.d, k = call.k;
+    if (call.sq_dist != nullptr && reads_as_much(d, k)) {
+        *call.n_open = 0;
+        return kmeans_assign<T>({call.x, call.mu, n, d, k, call.labels, call.sq_dist, nullptr,
+                                 call.sums, call.counts, call.n_threads, false, nullptr,
+                                 call.before});
+    }
     const T* const origin = static_cast<const T*>(call.rounded);
-    const int32_t* const panels = Rounded<T>(call.n, call.d).panels(call.rounded);
-    const IntegerCentroids centroids(call.mu, call.d, call.k, origin);
-    const IntegerAssignment<T> assignment{call.x,      call.mu,      call.d,
-                                          call.labels, call.sq_dist, centroids};
-    const Grid grid = grid_of(call.n, call.d);
+    const int32_t* const panels = Rounded<T>(n, d).panels(call.rounded);
+    const IntegerCentroids centroids(call.mu, d, k, origin);
+    const IntegerAssignment<T> assignment{call.x, call.mu, d, call.labels, call.sq_dist, centroids};
+    const Grid grid(n, kIntegerRows, panel_numbers(d) * int64_t(sizeof(int32_t)));
     Layout layout;
-    const int64_t copies_at = layout.add(2 * call.d);
-    const double work = double(call.n) * double(call.k) * double(call.d);
+    const int64_t copies_at = layout.add(2 * d);
+    const double work = double(n) * double(k) * double(d);
     *call.n_open = 0;
-    return for_each_with_memory<T>(
+    for_each_with_memory<T>(
         grid.n_blocks, layout, work, call.n_threads, {}, [&](int64_t block, T* memory) {
             const int64_t first = block * grid.block_rows;
-            const int64_t n_open =
-                assignment.run(panels + first / kIntegerRows * panel_numbers(call.d), first,
-                               grid.rows_of(block), memory + copies_at);
+            const int64_t n_open = assignment.run(panels + first / kIntegerRows * panel_numbers(d),
+                                                  first, grid.rows_of(block), memory + copies_at);
             __atomic_fetch_add(call.n_open, n_open, __ATOMIC_RELAXED);
             return BadRow{};
         });
+    if (call.sums == nullptr) return {};
+    // In a pass of its own: rows that changed have to be read for it, wherever they lie.
+    return kmeans_update<T>({call.x, n, d, k, call.labels, nullptr, call.sums, call.counts,
+                             call.n_threads, false, call.before});
 }
 
 template BadRow kmeans_round(const KMeansRound<float>&);

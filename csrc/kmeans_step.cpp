@@ -87,8 +87,7 @@ class Block {
             if (!settled(i)) active_[n_open++].i = i;
         n_active_ = 0;
         for (int64_t r = 0; r < n_open; ++r) {
-            // Rows that lie apart, which the processor does not foresee.
-            if (r + kAhead < n_open) call_ahead(active_[r + kAhead].i);
+            if (r + kAhead < n_open) call_ahead(call_.x, active_[r + kAhead].i, call_.d);
             take_in(active_[r].i);
         }
         for (int64_t g = 0; g < centroids_.groups.count && n_active_ > 0; ++g) assign_group(g);
@@ -126,12 +125,6 @@ class Block {
         for (int64_t g = 1; g < centroids_.groups.count; ++g)
             least = lower[g] < least ? lower[g] : least;
         return least;
-    }
-
-    void call_ahead(int64_t i) const {
-        if (call_.x.col_stride != 1) return;
-        constexpr int64_t kLine = 64 / sizeof(T);
-        for (int64_t e = 0; e < call_.d; e += kLine) __builtin_prefetch(call_.x.row(i) + e);
     }
 
     // Measures how far a row is from its label. Where that does not settle it, the row is active.

@@ -15,7 +15,8 @@ namespace deepclust::DEEPCLUST_ISA {
 
 template <typename T>
 BadRow kmeans_update(const KMeansUpdate<T>& call) {
-    const WeightedRows<T> rows{call.x, call.n, call.d, call.k, call.labels, call.weight};
+    const WeightedRows<T> rows{call.x,      call.n,      call.d,     call.k,
+                               call.labels, call.weight, call.before};
     const int64_t width = sums_width<T>(call.d);
     const int64_t labels_bytes = 2 * call.n * int64_t(sizeof(int64_t));
     const LabelSums label_sums(
@@ -23,10 +24,8 @@ BadRow kmeans_update(const KMeansUpdate<T>& call) {
         call.before == nullptr ? kPartsBytes : least(kPartsBytes, labels_bytes));
     const Buffer<double> wide(call.k * width);
     const Buffer<int64_t> bad_label(label_sums.n_tasks());
-    label_sums.run(wide.get(), call.n_threads, [&](const LabelTask& task) {
-        bad_label[task.index] =
-            call.before == nullptr ? rows.add(task) : rows.add_changes(task, call.before);
-    });
+    label_sums.run(wide.get(), call.n_threads,
+                   [&](const LabelTask& task) { bad_label[task.index] = rows.add(task); });
     BadRow bad;
     for (int64_t task = 0; task < label_sums.n_tasks(); ++task)
         if (const int64_t row = bad_label[task]; row >= 0)

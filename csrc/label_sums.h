@@ -68,17 +68,18 @@ struct WeightedRows {
     Matrix<T> x;
     int64_t n, d, k;
     const int64_t* labels;
-    const T* weight;  // or null: all 1
+    const T* weight;                // or null: all 1
+    const int64_t* before;          // the labels before, or null
+    const int64_t* rows = nullptr;  // row i is x's row rows[i]; or null: row i
 
-    // Adds the rows of a task to its sums. Returns the first row whose label is none, or -1.
+    // Adds the rows of a task to its sums; of labels before, those of another label than then, and
+    // takes them from what had them. Returns the first row that a label of is none, or -1.
     int64_t add(const LabelTask& task) const {
-        return with_width([&](auto width) { return add_rows<width()>(task); });
-    }
-
-    // Adds the rows whose label is another than before, and takes them from what had them. Returns
-    // the first of them of which one of the two is none, or -1.
-    int64_t add_changes(const LabelTask& task, const int64_t* before) const {
-        return with_width([&](auto width) { return add_changed_rows<width()>(task, before); });
+        if (rows != nullptr || !is_narrow(x, d)) return add_rows<0>(task);
+        int64_t found = -1;
+        with_constant<kNarrow>(static_cast<int>(d),
+                               [&](auto width) { found = add_rows<width()>(task); });
+        return found;
     }
 
     bool is_label(int64_t label) const { return label >= 0 && label < k; }
@@ -109,19 +110,43 @@ struct WeightedRows {
         return numbers;
     }
 
-    // Calls body(constant): d, of contiguous rows; or 0, of any.
-    template <typename Body>
-    int64_t with_width(const Body& body) const {
-        int64_t found = -1;
-        if (!is_narrow(x, d)) return body(std::integral_constant<int, 0>{});
-        with_constant<kNarrow>(static_cast<int>(d), [&](auto width) { found = body(width); });
-        return found;
+    double weight_of(int64_t i) const { return weight == nullptr ? 1.0 : weight[i]; }
+    const T* row(int64_t i) const { return x.row(rows == nullptr ? i : rows[i]); }
+
+    // kWidth: d, of contiguous rows; or 0, of any. Wide rows go so few at a time that they stay in
+    // the second cache while their columns are gone through, and so few columns that their sums
+    // stay in the first.
+    template <int kWidth>
+    int64_t add_rows(const LabelTask& task) const {
+        constexpr int64_t kRun = 2048;
+        const int64_t fitting = kRunBytes / (d * int64_t(sizeof(T)));
+        const int64_t run = kWidth > 0 ? kRun : most(1, least(kRun, fitting));
+        const int64_t columns = kWidth > 0 ? task.stop : columns_at_a_time(task.stop - task.begin);
+        for (int64_t first = task.first; first < task.end; first += run) {
+            const int64_t n_rows = least(run, task.end - first);
+            int64_t changed[kRun];
+            int64_t n_changed = 0;  // without a branch, which nothing could foresee
+            for (int64_t i = first; before != nullptr && i < first + n_rows; ++i) {
+                changed[n_changed] = i;
+                n_changed += labels[i] != before[i];
+            }
+            for (int64_t begin = task.begin; begin < task.stop; begin += columns) {
+                LabelTask part = task;
+                part.first = first;
+                part.end = first + n_rows;
+                part.begin = begin;
+                part.stop = least(task.stop, begin + columns);
+                const int64_t bad = before == nullptr
+                                        ? add_all<kWidth>(part)
+                                        : add_changed<kWidth>(part, changed, n_changed);
+                if (bad >= 0) return bad;
+            }
+        }
+        return -1;
     }
 
-    double weight_of(int64_t i) const { return weight == nullptr ? 1.0 : weight[i]; }
-
     template <int kWidth>
-    int64_t add_rows(LabelTask task) const {
+    inline __attribute__((always_inline)) int64_t add_all(LabelTask task) const {
         for (int64_t i = task.first; i < task.end; ++i) {
             if (!is_label(labels[i])) return i;
             add_row<kWidth>(task, i, labels[i], weight_of(i));
@@ -130,31 +155,32 @@ struct WeightedRows {
     }
 
     template <int kWidth>
-    int64_t add_changed_rows(LabelTask task, const int64_t* before) const {
-        constexpr int64_t kRun = 2048, kAhead = 16, kLine = 64 / sizeof(T);
+    inline __attribute__((always_inline)) int64_t add_changed(LabelTask task,
+                                                              const int64_t* changed,
+                                                              int64_t n_changed) const {
+        constexpr int64_t kAhead = 16, kLine = 64 / sizeof(T);
         // To the end of the line in which a row ends, unless its numbers lie apart.
         const int64_t stop = x.col_stride == 1 ? least(d, task.stop) + kLine : 0;
-        int64_t changed[kRun];
-        for (int64_t first = task.first; first < task.end; first += kRun) {
-            int64_t n_changed = 0;  // without a branch, which nothing could foresee
-            for (int64_t i = first; i < least(task.end, first + kRun); ++i) {
-                changed[n_changed] = i;
-                n_changed += labels[i] != before[i];
-            }
-            // Nor does the processor foresee rows that lie apart. They are called ahead right here:
-            // a function that does nothing else GCC takes for one without effect, and drops.
-            for (int64_t r = 0; r < n_changed + kAhead; ++r) {
-                for (int64_t e = task.begin; r < n_changed && e < stop; e += kLine)
-                    __builtin_prefetch(x.row(changed[r]) + e);
-                if (r < kAhead) continue;
-                const int64_t i = changed[r - kAhead];
-                if (!is_label(labels[i]) || !is_label(before[i])) return i;
-                add_row<kWidth>(task, i, labels[i], weight_of(i));
-                add_row<kWidth>(task, i, before[i], -weight_of(i));
-            }
+        // Rows that lie apart, which the processor does not foresee. They are called ahead right
+        // here: a function that does nothing else GCC takes for one without effect, and drops.
+        for (int64_t r = 0; r < n_changed + kAhead; ++r) {
+            for (int64_t e = task.begin; r < n_changed && e < stop; e += kLine)
+                __builtin_prefetch(row(changed[r]) + e);
+            if (r < kAhead) continue;
+            const int64_t i = changed[r - kAhead];
+            if (!is_label(labels[i]) || !is_label(before[i])) return i;
+            add_row<kWidth>(task, i, labels[i], weight_of(i));
+            add_row<kWidth>(task, i, before[i], -weight_of(i));
         }
         return -1;
     }
+
+    // Of `width` ones: in whole lines, or all where these would be too few to be worth it.
+    int64_t columns_at_a_time(int64_t width) const {
+        const int64_t columns = kSumsBytes / (k * int64_t(sizeof(double))) / kLeast * kLeast;
+        return columns < kLeast ? width : columns;
+    }
+    static constexpr int64_t kSumsBytes = 16 << 10, kRunBytes = 128 << 10, kLeast = 64;
 
     // Adds row i, times w, to the sums of a label.
     template <int kWidth>
@@ -162,23 +188,64 @@ struct WeightedRows {
                                                        int64_t label, double w) const {
         constexpr int64_t kL = kLanes<T>;
         const int64_t width = kWidth > 0 ? kWidth : d, stride = sums_width<T>(width);
-        const T* const row = x.row(i);
+        const T* const from = row(i);
         double* const to = task.sums + label * stride;
         // Past a narrow row's end lie the next ones, until the last few.
         if (kWidth > 0 && i + kL < n) {
             for (int64_t e = 0; e < stride; e += kL)
                 add_widened<T>(
                     to + e,
-                    e + kL <= width ? load(row + e) : ending_with_one(load(row + e), width - e), w);
+                    e + kL <= width ? load(from + e) : ending_with_one(load(from + e), width - e),
+                    w);
             return;
         }
         const int64_t stop = least(width, task.stop);
         if (x.col_stride == 1)  // a constant stride makes it vectorise
-            for (int64_t e = task.begin; e < stop; ++e) to[e] += w * row[e];
+            for (int64_t e = task.begin; e < stop; ++e) to[e] += w * from[e];
         else
-            for (int64_t e = task.begin; e < stop; ++e) to[e] += w * row[e * x.col_stride];
+            for (int64_t e = task.begin; e < stop; ++e) to[e] += w * from[e * x.col_stride];
         if (task.stop == stride) to[width] += w;
     }
 };
+
+constexpr int64_t kFusedBytes = 64 << 10;  // of sums; larger ones take a pass of their own
+constexpr int64_t kNumbersPerSum = 64;     // that a part reads at least: its sums then cost little
+
+template <typename T>
+bool sums_are_fused(int64_t d, int64_t k) {
+    return k * sums_width<T>(d) * int64_t(sizeof(double)) <= kFusedBytes;
+}
+
+// Labels, and the sums of their rows while these are in cache. body(first, n_rows, memory, some)
+// labels rows [first, first + n_rows), at most `most_rows` of a block, and returns the first bad
+// one, with memory as `layout` says; it may point some.x to where they lie now. Rows are as many as
+// the grid has, and of each part the sums are its own. OUT sums (k, d), counts (k).
+template <typename T, typename Body>
+BadRow label_and_add(const WeightedRows<T>& rows, const Grid& grid, int64_t most_rows,
+                     const Layout& layout, double work, int n_threads, BadRow bad, double* sums,
+                     double* counts, const Body& body) {
+    const int64_t width = sums_width<T>(rows.d), size = rows.k * width;
+    const Parts parts(grid, size, 1, grid.n * rows.d / (kNumbersPerSum * size));
+    const Buffer<double> of_parts(parts.count * size);
+    bad = for_each_with_memory<T>(
+        parts.count, layout, work, n_threads, bad, [&](int64_t part, T* memory) {
+            BadRow in_part;
+            WeightedRows<T> some = rows;
+            double* const mine = &of_parts[part * size];
+            std::memset(mine, 0, static_cast<size_t>(size) * sizeof(double));
+            const int64_t end = least(grid.n, parts.first(part + 1) * grid.block_rows);
+            for (int64_t at = parts.first(part) * grid.block_rows; at < end; at += most_rows) {
+                const int64_t n_rows = least(most_rows, end - at);
+                in_part.note(body(at, n_rows, memory, some));
+                const WeightedRows<T> here = some;  // which nothing else refers to
+                here.add({part, at, at + n_rows, 0, width, mine});
+            }
+            return in_part;
+        });
+    for (int64_t part = 1; part < parts.count; ++part)
+        add_numbers(&of_parts[part * size], size, of_parts.get());
+    rows.split(of_parts.get(), sums, counts);
+    return bad;
+}
 
 }  // namespace deepclust::DEEPCLUST_ISA

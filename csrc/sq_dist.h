@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <cmath>
-
 #include "lanes.h"
 #include "matrix.h"
 
@@ -38,16 +36,14 @@ constexpr int64_t kDirectWidth = 16;
 template <typename T>
 __attribute__((noinline)) T deciding_sq_dist(const T* x, const T* mu, int64_t d) {
     if (d > kDirectWidth) return sq_dist_between(x, mu, d);
-    T sum = 0;
+    // In lanes, all of them the same, as add_sq_differences has them: of numbers a compiler may
+    // fuse other multiplications with their additions than it does of lanes.
+    Lanes<T> sum = {};
     for (int64_t e = 0; e < d; ++e) {
-        const T difference = x[e] - mu[e];
-#ifdef __FMA__  // as lanes do: of a loop GCC may take the multiplications together, and fuse none
-        sum = std::fma(difference, difference, sum);
-#else
+        const Lanes<T> difference = broadcast(x[e]) - broadcast(mu[e]);
         sum += difference * difference;
-#endif
     }
-    return sum;
+    return sum[0];
 }
 
 // Row i of x with its numbers side by side: where it is, or copied there.
@@ -56,6 +52,15 @@ inline const T* row_of(Matrix<T> x, int64_t i, int64_t d, T* copy) {
     if (x.col_stride == 1) return x.row(i);
     for (int64_t e = 0; e < d; ++e) copy[e] = x(i, e);
     return copy;
+}
+
+// Calls row i, which the processor does not foresee, into the cache. Always inlined: of a function
+// without another effect GCC drops the calls.
+template <typename T>
+inline __attribute__((always_inline)) void call_ahead(Matrix<T> x, int64_t i, int64_t d) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    if (x.col_stride == 1)
+        for (int64_t e = 0; e < d; e += kLine) __builtin_prefetch(x.row(i) + e);
 }
 
 }  // namespace deepclust::DEEPCLUST_ISA

@@ -71,6 +71,7 @@ def kmeans_assign(
     labels: int,
     sq_dist: int,
     weight: int,
+    before: int,
     sums: int,
     counts: int,
     n_threads: int,
@@ -78,8 +79,19 @@ def kmeans_assign(
     /,
 ) -> _Bad: ...
 def kmeans_round(
-    x: _Matrix, n: int, d: int, dtype: str, rounded: int, n_threads: int, /
-) -> _Bad: ...
+    x: _Matrix,
+    centroids: _Matrix,
+    n: int,
+    d: int,
+    k: int,
+    dtype: str,
+    rounded: int,
+    labels: int,
+    sums: int,
+    counts: int,
+    n_threads: int,
+    /,
+) -> int: ...
 def kmeans_rounded(
     rounded: int,
     x: _Matrix,
@@ -90,6 +102,9 @@ def kmeans_rounded(
     dtype: str,
     labels: int,
     sq_dist: int,
+    before: int,
+    sums: int,
+    counts: int,
     n_threads: int,
     /,
 ) -> int: ...

@@ -1,4 +1,7 @@
-"""The scores of 16-bit integers in csrc/integers.h: labels are as certain as without them."""
+"""Scores that round: 16-bit integers in csrc/integers.h, products in csrc/row_dots.h.
+
+Labels are as certain as by direct differences.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,21 @@ from torch import Tensor
 
 from deepclust import functional as F
 from deepclust.kernels.kmeans_assign.op import Rounded
+from deepclust.kernels.kmeans_update.op import label_changes, label_sums
 from tests import budget, reference
 from tests.cases import DTYPES, as_numpy, backends_for
 
 cpp = pytest.mark.parametrize("backend", [b for b in backends_for("kmeans_assign") if b == "cpp"])
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 # More than 16 numbers, rows and products enough that integers are worth it; odd widths, long rows,
-# more centroids than a tile has, a last panel of one row, more rows than a block.
+# more centroids than a tile has, a last panel of one row, more rows than a block. Then few
+# centroids of wide rows.
 shapes = pytest.mark.parametrize(
-    "shape", [(600, 33, 40), (513, 200, 37), (1100, 64, 260), (520, 785, 32), (512, 1027, 50)]
+    "shape",
+    [
+        *((600, 33, 40), (513, 200, 37), (1100, 64, 260), (520, 785, 32), (512, 1027, 50)),
+        *((600, 785, 7), (513, 64, 16), (97, 1027, 10), (33, 200, 1)),
+    ],
 )
 
 
@@ -145,7 +154,16 @@ def test_ties_go_to_the_lowest_index(
 @cpp
 @dtypes
 @pytest.mark.parametrize(
-    "shape", [(1001, 10, 10), (40, 1, 1), (3, 17, 9), (0, 5, 2), (1100, 64, 260)]
+    "shape",
+    [
+        (1001, 10, 10),
+        (40, 1, 1),
+        (3, 17, 9),
+        (0, 5, 2),
+        (1100, 64, 260),
+        (700, 785, 7),
+        (99, 64, 16),
+    ],
 )
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_rows_rounded_once(
@@ -158,40 +176,60 @@ def test_rows_rounded_once(
     """Centroids move, and the rows stay: labels and distances are those of rows in full."""
     rng = np.random.default_rng(0)
     x, mu = (torch.from_numpy(a).to(dtype) for a in kind(*shape, rng))
-    rounded = Rounded(strided(x), backend)
+    rows, before = strided(x), torch.full((len(x),), -1)
+    rounded = Rounded(rows, mu, before, backend)
+    sums, counts = label_sums(rows, before, len(mu), None, backend)
+    assert_near(rounded.sums, sums, x)
+    assert torch.equal(rounded.counts, counts)
     for n_threads in (1, 2, 3):
         threads(n_threads)
         labels = torch.full((len(x),), -1)
         rounded.nearest(mu, labels, None)
-        again, sq_dist = torch.full((len(x),), -1), x.new_full((len(x),), torch.nan)
-        rounded.nearest(mu, again, sq_dist)
+        if n_threads == 1:
+            assert torch.equal(labels, before)
         squared = reference.squared_distances(as_numpy(x), as_numpy(mu))
         found = squared[np.arange(len(squared)), as_numpy(labels)]
         error = (budget.growth(shape[1]) + 4) * budget.roundoff(dtype)
         smallest = float(torch.finfo(dtype).tiny)
         assert (found <= squared.min(1) * (1 + 3 * error) + smallest).all()
+        again, sq_dist = torch.full((len(x),), -1), x.new_full((len(x),), torch.nan)
+        rounded.nearest(mu, again, sq_dist)
         assert torch.equal(again, labels)
         np.testing.assert_allclose(as_numpy(sq_dist), found, rtol=error, atol=smallest)
+        for distances in (None, sq_dist):
+            again = torch.full((len(x),), -1)
+            more = rounded.assign_and_change(mu, again, distances, before)
+            assert torch.equal(again, labels)
+            sums, counts = label_changes(rows, labels, before, len(mu), backend)
+            assert_near(more[0], sums, x)
+            assert torch.equal(more[1], counts)
+        before = labels
         mu = 3 * mu + torch.from_numpy(rng.normal(size=mu.shape)).to(dtype) * mu.abs().mean()
+
+
+def assert_near(found: Tensor, expected: Tensor, x: Tensor) -> None:
+    """Sums of the same rows in float64, in another order."""
+    error = budget.growth(2 * len(x)) * budget.roundoff(torch.float64)
+    assert (found - expected).abs().max() <= error * float(x.abs().double().sum(0).max())
 
 
 @cpp
 def test_rounded_rows_say_whether_they_are_worth_it(backend: str) -> None:
     x, mu = (torch.from_numpy(a) for a in gaussian(500, 30, 20, np.random.default_rng(0)))
     labels = torch.empty(500, dtype=torch.int64)
-    rounded = Rounded(x, backend)
-    rounded.nearest(mu, labels, None)
+    rounded = Rounded(x, mu, labels, backend)
     assert rounded.worth
     rounded.nearest(mu[:1] + 1e-9 * mu, labels, None)
     assert not rounded.worth
     assert torch.equal(labels, F.kmeans_assign(x, mu[:1] + 1e-9 * mu, backend=backend)[0])
+    assert not Rounded(x, mu[:1] + 1e-9 * mu, labels, backend).worth
 
 
 @cpp
 @dtypes
-def test_what_is_not_finite(backend: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shape", [(600, 40, 50), (600, 70, 11)])
+def test_what_is_not_finite(backend: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
     """It is refused with its row; unchecked it spoils no other row."""
-    shape = (600, 40, 50)
     x, mu = (torch.from_numpy(a).to(dtype) for a in gaussian(*shape, np.random.default_rng(0)))
     clean = F.kmeans_assign(x, mu, backend=backend)
     for value in (torch.nan, torch.inf, -torch.inf):
@@ -203,15 +241,18 @@ def test_what_is_not_finite(backend: str, dtype: torch.dtype) -> None:
         others = torch.arange(600) != 123
         assert torch.equal(labels[others], clean[0][others])
         assert torch.equal(sq_dist[others], clean[1][others])
-        assert 0 <= int(labels[123]) < 50
+        assert 0 <= int(labels[123]) < shape[2]
 
 
 @cpp
 @dtypes
+@pytest.mark.parametrize("shape", [(3000, 50, 40), (3000, 70, 11)])
 def test_any_strides_and_threads(
-    backend: str, dtype: torch.dtype, threads: Callable[[int], None]
+    backend: str,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int],
+    threads: Callable[[int], None],
 ) -> None:
-    shape = (3000, 50, 40)
     x, mu = (torch.from_numpy(a).to(dtype) for a in gaussian(*shape, np.random.default_rng(0)))
     threads(1)
     labels, sq_dist = F.kmeans_assign(x, mu, backend=backend)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deepclust import functional as F
 from deepclust.kernels import _tiles
-from deepclust.kernels.kmeans_assign.op import assign_and_update
+from deepclust.kernels.kmeans_assign.op import assign_and_change, assign_and_update
 from deepclust.kernels.kmeans_update.op import label_changes, label_sums
 from tests import budget, reference
 from tests.cases import DTYPES, LAYOUTS, SHAPES, as_numpy, backends_for, judge, lay_out
@@ -297,7 +297,7 @@ def check_changes(x: Tensor, labels: Tensor, before: Tensor, k: int, backend: st
         (301, 16, 5),
         *(
             pytest.param(shape, marks=pytest.mark.large)
-            for shape in ((3001, 2, 2), (5000, 40, 300), (2100, 200, 10))
+            for shape in ((3001, 2, 2), (5000, 40, 300), (2100, 200, 10), (300, 3000, 4))
         ),
     ],
 )
@@ -337,6 +337,33 @@ def test_changes_lead_from_sums_to_sums(
     ]
     for a, b in zip(found, label_sums(x, labels, k, **options), strict=True):
         assert torch.equal(a, b)
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("distances", [True, False])
+@pytest.mark.parametrize("shape", [(301, 10, 10), (170, 200, 7), (90, 40, 300)])
+def test_labels_and_what_changed_since(
+    backend: str, dtype: torch.dtype, distances: bool, shape: tuple[int, int, int]
+) -> None:
+    """The labels of one call, and the changes of another; from none before, the sums."""
+    x, _, before = changed_rows(shape, dtype, 0.2)
+    x, k = (8 * x).round(), shape[2]
+    centroids = (8 * make_rows((k, shape[1], 1), dtype, shift=0.1)[0]).round()
+    expected = F.kmeans_assign(x, centroids, backend=backend)
+    for rows in (x, torch.stack([x, x], 2)[:, :, 0]):
+        for last in (before, None):
+            labels, sq_dist = torch.full_like(before, -1), expected[1].new_full((len(x),), -1)
+            room = sq_dist if distances else None
+            found = assign_and_change(rows, centroids, labels, room, last, backend)
+            assert torch.equal(labels, expected[0])
+            assert torch.equal(sq_dist, expected[1]) == distances
+            if last is None:
+                sums = label_sums(x, labels, k, None, backend)
+            else:
+                sums = label_changes(x, labels, last, k, backend)
+            for a, b in zip(found, sums, strict=True):
+                assert torch.equal(a, b)
 
 
 @backends

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepclust.cluster._columns import Column
 from deepclust.cluster._points import Nearest, Pass, Points, total, unit_rows
-from deepclust.kernels.kmeans_assign.op import Following, Rounded
+from deepclust.kernels.kmeans_assign.op import Following, Rounded, assign_and_change
 from deepclust.kernels.kmeans_update.op import label_changes
 
 
@@ -102,48 +102,49 @@ class _Passes:
         runs = self._x is not None and Following.runs(self._x, points.backend)
         self._may_follow = points.over_all(not runs) == 0
         self._may_round = self._x is not None and Rounded.runs(self._x, points.backend)
-        self._may_round = points.over_all(not self._may_round) == 0
         self._following: Following | None = None
+        self._n_calm = 0  # passes in a row in which few labels changed
         # Of the last pass; and labels of the one before, whose room the next one takes.
         self._last: Nearest | None = None
         self._spare: Column | None = None
         self._sums, self._counts = torch.empty(0), torch.empty(0)
 
     def assign_and_update(self, centroids: Tensor) -> Pass:
-        """What that of points gives, but inertia and maybe distances after a first pass of all."""
-        points, k = self._points, len(centroids)
-        if self._x is None or (self._last is None and not self._may_round):
-            found = points.assign_and_update(centroids, self._last)
+        """What that of points gives, but inertia and maybe distances of rows in memory."""
+        points, before = self._points, self._last
+        if self._x is None:
+            found = points.assign_and_update(centroids, before)
             self._last, self._sums, self._counts = found.nearest, found.sums, found.counts
             return found
-        before = self._last
         labels = self._spare or points.column(torch.int64)
         self._last = Nearest(labels, before.sq_dist if before else points.column(points.dtype))
-        self._fill(self._last, centroids, self._distances)
+        rows = slice(0, len(points))
+        sq_dist = self._last.sq_dist[rows] if self._distances else None
+        last_labels = before.labels[rows] if before else None
+        more = self._assign_and_change(self._x, centroids, labels[rows], sq_dist, last_labels)
+        sums, counts = (points.ranks.sum(part) for part in more)
         if before is None:
-            self._sums, self._counts = points.sums(labels, k)
+            self._sums, self._counts = sums, counts
         else:
+            self._sums, self._counts = self._sums + sums, self._counts + counts
             self._spare = before.labels
-            rows = slice(0, len(points))
-            self._add_changes(centroids, labels[rows], before.labels[rows])
+            if self._may_follow and self._following is None:
+                self._follow_if_calm(self._x, centroids, labels[rows], before.labels[rows])
         return Pass(None, self._sums, self._counts, self._last if self._distances else None)
-
-    def _add_changes(self, centroids: Tensor, labels: Tensor, before: Tensor) -> None:
-        assert self._x is not None
-        points, ranks = self._points, self._points.ranks
-        more = label_changes(self._x, labels, before, len(centroids), points.backend)
-        self._sums = self._sums + ranks.sum(more[0])
-        self._counts = self._counts + ranks.sum(more[1])
-        if self._may_follow and self._following is None:
-            n_changed = points.over_all(int(torch.count_nonzero(labels != before)))
-            if n_changed < self.FEW * ranks.total:
-                self._following = Following(self._x, centroids, labels.clone(), points.backend)
 
     def assign(self, centroids: Tensor) -> Nearest:
         """The nearest of the last pass's centroids; when all passes are done, of any."""
         if self._last is None:
             self._last = self._points.unfilled()
-        self._fill(self._last, centroids, distances=True)
+        rounded = self._points.rounded
+        if self._following is None and rounded is None:
+            return self._points.assign(centroids, self._last)
+        rows = slice(0, len(self._points))
+        labels, sq_dist = self._last.labels[rows], self._last.sq_dist[rows]
+        if self._following is not None:
+            self._follow(self._following, centroids, labels, sq_dist)
+        elif rounded is not None:
+            rounded.nearest(centroids, labels, sq_dist)
         return self._last
 
     def relocate(self, nearest: Nearest, empty: Tensor, n_clusters: int) -> tuple[Tensor, Tensor]:
@@ -152,20 +153,45 @@ class _Passes:
         self._sums, self._counts = self._points.sums(nearest.labels, n_clusters)
         return self._sums, self._counts
 
-    def _fill(self, room: Nearest, centroids: Tensor, distances: bool) -> None:
-        rows = slice(0, len(self._points))
-        if self._following is None:
-            rounded = self._points.rounded() if self._may_round else None
-            if rounded is None:
-                self._points.assign(centroids, room, distances=distances)
-            else:
-                wanted = room.sq_dist[rows] if distances else None
-                rounded.nearest(centroids, room.labels[rows], wanted)
-            return
-        self._following.to(centroids)
-        room.labels[rows] = self._following.labels
-        if distances:
-            room.sq_dist[rows] = self._following.sq_dist()
+    def _assign_and_change(
+        self,
+        x: Tensor,
+        centroids: Tensor,
+        labels: Tensor,
+        sq_dist: Tensor | None,
+        before: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the function of that name gives, in the way that costs least."""
+        points = self._points
+        if self._following is not None and before is not None:
+            self._follow(self._following, centroids, labels, sq_dist)
+            return label_changes(x, labels, before, len(centroids), points.backend)
+        if self._may_round and before is None:
+            rounded = points.round(centroids, labels)
+            if rounded is not None:
+                if sq_dist is not None:
+                    rounded.nearest(centroids, labels, sq_dist)
+                return rounded.sums, rounded.counts
+        if points.rounded is not None:
+            return points.rounded.assign_and_change(centroids, labels, sq_dist, before)
+        return assign_and_change(x, centroids, labels, sq_dist, before, points.backend)
+
+    def _follow_if_calm(self, x: Tensor, centroids: Tensor, labels: Tensor, before: Tensor) -> None:
+        n_changed = self._points.over_all(int(torch.count_nonzero(labels != before)))
+        few = n_changed < self.FEW * self._points.ranks.total
+        self._n_calm = self._n_calm + 1 if few else 0
+        # With few centroids setting up bounds costs as much as some passes.
+        if self._n_calm == (1 if len(centroids) > 16 else 3):
+            self._following = Following(x, centroids, labels.clone(), self._points.backend)
+
+    @staticmethod
+    def _follow(
+        following: Following, centroids: Tensor, labels: Tensor, sq_dist: Tensor | None
+    ) -> None:
+        following.to(centroids)
+        labels.copy_(following.labels)
+        if sq_dist is not None:
+            sq_dist.copy_(following.sq_dist())
 
 
 def means(sums: Tensor, counts: Tensor, centroids: Tensor, *, unit: bool) -> Tensor:

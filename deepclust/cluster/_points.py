@@ -158,14 +158,21 @@ class Points:
                 yield slice(start, start + len(x)), x
                 start += len(x)
 
-    def rounded(self) -> Rounded | None:
-        """All rows as integers, which are made once, if they are held and it is worth it."""
+    def round(self, centroids: Tensor, labels: Tensor) -> Rounded | None:
+        """Round all rows to integers, and meanwhile assign them.
+
+        Not where they were rounded before, or it was not worth it.
+        """
         x = self.in_memory
-        if not self._worth_rounding or x is None or not Rounded.runs(x, self.backend):
+        if self._rounded is not None or not self._worth_rounding or x is None:
             return None
-        if self._rounded is None:
-            self._rounded = Rounded(x, self.backend)
-        elif not self._rounded.worth:
+        self._rounded = Rounded(x, centroids, labels, self.backend)
+        return self._rounded
+
+    @property
+    def rounded(self) -> Rounded | None:
+        """All rows as integers, if they were rounded and it is still worth it."""
+        if self._rounded is not None and not self._rounded.worth:
             self._rounded, self._worth_rounding = None, False
         return self._rounded
 
@@ -251,7 +258,7 @@ class Points:
             for rows, labels, sq_dist in self.nearest(centroids):
                 found.labels[rows], found.sq_dist[rows] = labels, sq_dist
             return found
-        for rows, x in self.blocks():
+        for rows, x in self.blocks(len(self)):  # rows do not depend on each other
             wanted = found.sq_dist[rows] if distances else None
             fill_nearest(x, centroids, found.labels[rows], wanted, self.backend)
         return found

@@ -125,10 +125,11 @@ class Job {
                                     sums_.data(), counts_.data(), threads, true});
         else if (name == "kmeans_round") {
             rounded_.resize(size_t(kernels_.kmeans_rounded_bytes(n_, d_)) / sizeof(double) + 1);
-            kernels_.kmeans_round({z, n_, d_, rounded_.data(), threads});
+            kernels_.kmeans_round({z, mu, n_, d_, k_, rounded_.data(), found_.data(), sums_.data(),
+                                   counts_.data(), &n_changed_, threads});
         } else if (name == "kmeans_rounded")  // after kmeans_round
-            kernels_.kmeans_rounded(
-                {rounded_.data(), z, mu, n_, d_, k_, found_.data(), nullptr, &n_changed_, threads});
+            kernels_.kmeans_rounded({rounded_.data(), z, mu, n_, d_, k_, found_.data(), nullptr,
+                                     nullptr, nullptr, nullptr, &n_changed_, threads});
         else if (name == "kmeans_batch")
             kernels_.kmeans_batch({z, rows_.data(), mu, n_, d_, k_, nullptr, f_.data(), dparams[0],
                                    counts_.data(), &inertia_, threads});

@@ -13,7 +13,7 @@ def forward(x: Tensor, centroids: Tensor, precision: str, check: bool) -> tuple[
     """labels (N,), sq_dist (N,)."""
     labels = torch.empty(len(x), dtype=torch.int64)
     sq_dist = torch.empty(len(x), dtype=centroids.dtype)
-    _run(x, centroids, None, labels, sq_dist, None, None, check)
+    _run(x, centroids, labels, sq_dist, check=check)
     return labels, sq_dist
 
 
@@ -21,7 +21,7 @@ def fill(
     x: Tensor, centroids: Tensor, precision: str, labels: Tensor, sq_dist: Tensor | None
 ) -> None:
     """Fills labels (N,) and, unless it is None, sq_dist (N,), unchecked."""
-    _run(x, centroids, None, labels, sq_dist, None, None, False)
+    _run(x, centroids, labels, sq_dist)
 
 
 def forward_and_update(
@@ -33,11 +33,24 @@ def forward_and_update(
     sq_dist: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Fills these; sums (K, D) and counts (K,) in float64, in one pass where K D is small."""
-    sums = torch.empty(centroids.shape, dtype=torch.float64)
-    counts = torch.empty(centroids.shape[0], dtype=torch.float64)
+    sums, counts = _room_for_sums(centroids)
     weight = None if sample_weight is None else sample_weight.to(centroids.dtype).contiguous()
-    _run(x, centroids, weight, labels, sq_dist, sums, counts, False)
+    _run(x, centroids, labels, sq_dist, weight=weight, sums=sums, counts=counts)
     return sums, counts
+
+
+def forward_and_changes(
+    x: Tensor, centroids: Tensor, labels: Tensor, sq_dist: Tensor | None, before: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same without weights; since labels before (N,) what sums and counts gain, if given."""
+    sums, counts = _room_for_sums(centroids)
+    _run(x, centroids, labels, sq_dist, before=before, sums=sums, counts=counts)
+    return sums, counts
+
+
+def _room_for_sums(centroids: Tensor) -> tuple[Tensor, Tensor]:
+    sums = torch.empty(centroids.shape, dtype=torch.float64)
+    return sums, torch.empty(len(centroids), dtype=torch.float64)
 
 
 def batch(
@@ -106,12 +119,14 @@ def step(
 def _run(
     x: Tensor,
     centroids: Tensor,
-    weight: Tensor | None,
     labels: Tensor,
     sq_dist: Tensor | None,
-    sums: Tensor | None,
-    counts: Tensor | None,
-    check: bool,
+    *,
+    weight: Tensor | None = None,
+    before: Tensor | None = None,
+    sums: Tensor | None = None,
+    counts: Tensor | None = None,
+    check: bool = False,
 ) -> None:
     x = x.to(centroids.dtype)
     n, d = x.shape
@@ -125,6 +140,7 @@ def _run(
         labels.data_ptr(),
         address(sq_dist),
         address(weight),
+        address(before),
         address(sums),
         address(counts),
         torch.get_num_threads(),
@@ -133,12 +149,31 @@ def _run(
     refuse(bad, "x", "centroids")
 
 
-def round_rows(x: Tensor) -> Tensor:
-    """Rows as integers: what `nearest` takes."""
+def round_and_update(
+    x: Tensor, centroids: Tensor, labels: Tensor
+) -> tuple[Tensor, int, Tensor, Tensor]:
+    """Rows as integers, as `nearest` takes them, and the first iteration of Lloyd's algorithm.
+
+    Fills labels (N,). Returns the integers, how many rows these left open, sums (K, D) and counts
+    (K,) in float64; in one pass where K D is small. By csrc/kmeans_rounded.cpp.
+    """
     n, d, dtype = *x.shape, DTYPES[x.dtype]
     rounded = torch.empty(_C.kmeans_rounded_bytes(n, d, dtype), dtype=torch.uint8)
-    _C.kmeans_round(matrix(x), n, d, dtype, rounded.data_ptr(), torch.get_num_threads())
-    return rounded
+    sums, counts = _room_for_sums(centroids)
+    n_open = _C.kmeans_round(
+        matrix(x),
+        matrix(centroids),
+        n,
+        d,
+        len(centroids),
+        dtype,
+        rounded.data_ptr(),
+        labels.data_ptr(),
+        sums.data_ptr(),
+        counts.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return rounded, n_open, sums, counts
 
 
 def nearest(
@@ -148,6 +183,33 @@ def nearest(
 
     By csrc/kmeans_rounded.cpp.
     """
+    return _of_rounded(rounded, x, centroids, labels, sq_dist)
+
+
+def nearest_and_changes(
+    rounded: Tensor,
+    x: Tensor,
+    centroids: Tensor,
+    labels: Tensor,
+    sq_dist: Tensor | None,
+    before: Tensor | None,
+) -> tuple[int, Tensor, Tensor]:
+    """The same, with sums (K, D) and counts (K,), as `forward_and_changes` has them."""
+    sums, counts = _room_for_sums(centroids)
+    n_open = _of_rounded(rounded, x, centroids, labels, sq_dist, before, sums, counts)
+    return n_open, sums, counts
+
+
+def _of_rounded(
+    rounded: Tensor,
+    x: Tensor,
+    centroids: Tensor,
+    labels: Tensor,
+    sq_dist: Tensor | None,
+    before: Tensor | None = None,
+    sums: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> int:
     n, d = x.shape
     return _C.kmeans_rounded(
         rounded.data_ptr(),
@@ -159,5 +221,8 @@ def nearest(
         DTYPES[x.dtype],
         labels.data_ptr(),
         address(sq_dist),
+        address(before),
+        address(sums),
+        address(counts),
         torch.get_num_threads(),
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 from deepclust.kernels import _checks, _dispatch, _operators
 from deepclust.kernels._arrays import Array, on_tensors
 from deepclust.kernels._blocks import full_precision
-from deepclust.kernels.kmeans_update.op import label_sums
+from deepclust.kernels.kmeans_update.op import label_changes, label_sums
 
 
 def kmeans_assign(
@@ -114,38 +114,80 @@ def assign_and_update(
     return label_sums(x, labels, len(centroids), sample_weight, backend)
 
 
+@torch.no_grad()
+def assign_and_change(
+    x: Tensor,
+    centroids: Tensor,
+    labels: Tensor,
+    sq_dist: Tensor | None,
+    before: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """The same, without weights, of a later iteration: what sums (K, D) and counts (K,) gain.
+
+    Only rows whose label is another than before (N,) are added up; if that is None, all. sq_dist
+    (N,) is left out if it is None.
+    """
+    kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
+    if hasattr(kernel, "forward_and_changes"):
+        fused: tuple[Tensor, Tensor] = kernel.forward_and_changes(
+            x, centroids, labels, sq_dist, before
+        )
+        return fused
+    fill_nearest(x, centroids, labels, sq_dist, backend)
+    if before is None:
+        return label_sums(x, labels, len(centroids), None, backend)
+    return label_changes(x, labels, before, len(centroids), backend)
+
+
 class Rounded:
     """Rows kept as 16-bit integers, in half the memory of float32, for many passes over them.
 
     Which centroid is the nearest is `kmeans_assign`'s answer: integers leave of most rows one in
-    question, and the rows themselves decide the others.
+    question, and the rows themselves decide the others. The pass that rounds them is the first
+    iteration of Lloyd's algorithm, too.
 
     Args:
         x: Rows (N, D), finite.
+        centroids: (K, D), in x's type.
+        labels: Room (N,) int64 for the nearest of these centroids.
 
     Attributes:
+        sums: (K, D) and
+        counts: (K,), of the rows of each label, in float64.
         worth: Whether integers settled most rows of the last call.
     """
 
     MOST_BYTES = 4 << 30
 
-    def __init__(self, x: Tensor, backend: str) -> None:
+    def __init__(self, x: Tensor, centroids: Tensor, labels: Tensor, backend: str) -> None:
         self._kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
-        self._x, self.worth = x, True
-        self._rounded = self._kernel.round_rows(x)
+        self._x = x
+        found = self._kernel.round_and_update(x, centroids, labels)
+        self._rounded, n_open, self.sums, self.counts = found
+        self._judge(n_open)
 
     @staticmethod
     def runs(x: Tensor, backend: str) -> bool:
         """Whether this backend has it, and there is room."""
         kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
-        return hasattr(kernel, "round_rows") and 2 * x.numel() <= Rounded.MOST_BYTES
+        return hasattr(kernel, "round_and_update") and 2 * x.numel() <= Rounded.MOST_BYTES
 
     def nearest(self, centroids: Tensor, labels: Tensor, sq_dist: Tensor | None) -> None:
         """Fill labels (N,) and, unless it is None, sq_dist (N,), for centroids (K, D)."""
-        if sq_dist is not None and self._x.shape[1] <= 16:  # distances alone would cost as much
-            self._kernel.fill(self._x, centroids, "exact", labels, sq_dist)
-            return
-        n_open = self._kernel.nearest(self._rounded, self._x, centroids, labels, sq_dist)
+        self._judge(self._kernel.nearest(self._rounded, self._x, centroids, labels, sq_dist))
+
+    def assign_and_change(
+        self, centroids: Tensor, labels: Tensor, sq_dist: Tensor | None, before: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What `assign_and_change` does."""
+        n_open, sums, counts = self._kernel.nearest_and_changes(
+            self._rounded, self._x, centroids, labels, sq_dist, before
+        )
+        self._judge(n_open)
+        return sums, counts
+
+    def _judge(self, n_open: int) -> None:
         self.worth = n_open <= len(self._x) // 4
 
 
