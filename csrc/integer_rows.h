@@ -119,17 +119,19 @@ struct IntegerAssignment {
 
     // Assigns rows [first, first + n_rows), whose panels these are: kMaxPanels at most. copies:
     // room for two rows. Returns how many of them integers left open.
-    int64_t run(const int32_t* panels, int64_t first, int64_t n_rows, T* copies) const {
-        return multiplies_pairs_at_once() ? run_with<true>(panels, first, n_rows, copies)
-                                          : run_with<false>(panels, first, n_rows, copies);
+    int64_t run(const int32_t* panels, Later later, int64_t first, int64_t n_rows,
+                T* copies) const {
+        return multiplies_pairs_at_once() ? run_with<true>(panels, later, first, n_rows, copies)
+                                          : run_with<false>(panels, later, first, n_rows, copies);
     }
 
   private:
     template <bool kAtOnce>
-    int64_t run_with(const int32_t* panels, int64_t first, int64_t n_rows, T* copies) const {
+    int64_t run_with(const int32_t* panels, Later later, int64_t first, int64_t n_rows,
+                     T* copies) const {
         IntegerMinima minima[kMaxPanels];
         const int64_t n_panels = (n_rows + kIntegerRows - 1) / kIntegerRows;
-        fold_panels<kAtOnce>(panels, n_panels, centroids, minima);
+        fold_panels<kAtOnce>(panels, n_panels, centroids, later, minima);
         float most[kMaxPanels][kIntegerRows];
         bool any_open[kMaxPanels];
         for (int64_t p = 0; p < n_panels; ++p) {

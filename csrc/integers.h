@@ -317,22 +317,28 @@ struct IntegerMinima {
     }
 };
 
-// kReadBound: `later`, what is read next, is called into the second cache, by each tile its share,
-// so that memory does not rest while the others are computed.
+// What is read after some panels, and how much of it for one of them: called into the second cache
+// while few centroids are multiplied with wide rows, by each tile its share, so that memory does
+// not rest.
+struct Later {
+    const void* first;
+    int64_t bytes;
+};
+
 template <bool kAtOnce, bool kReadBound, int kWidth>
-inline __attribute__((always_inline)) void fold_integers(const int32_t* panel, const int32_t* later,
+inline __attribute__((always_inline)) void fold_integers(const int32_t* panel, const char* later,
+                                                         int64_t later_step,
                                                          const IntegerCentroids& centroids,
                                                          int64_t tile, IntegerMinima& minima) {
     constexpr int kL = kLanes<float>;
     const int64_t half = half_of(centroids.d);
     const int32_t* const p = centroids.tile(tile);
     Pairs sum[kWidth][kVectors] = {};
-    const int64_t step = kIntegerRows / centroids.tiling.n_tiles;
-    later += tile * half * step;
 #pragma GCC unroll 4
     for (int64_t e = 0; e < half; ++e) {
         if constexpr (kReadBound)
-            for (int v = 0; v < kVectors; ++v) __builtin_prefetch(later + (e + v) * step, 0, 2);
+            for (int v = 0; v < kVectors; ++v)
+                __builtin_prefetch(later + e * later_step + v * 64, 0, 2);
         Pairs q[kVectors];
         for (int v = 0; v < kVectors; ++v) q[v] = load(panel + e * kIntegerRows + v * kL);
         for (int j = 0; j < kWidth; ++j) {
@@ -364,17 +370,20 @@ inline __attribute__((always_inline)) void fold_integers(const int32_t* panel, c
     }
 }
 
-// IN panels (n_panels, panel_numbers), and as many behind them that come next; OUT minima
-// (n_panels).
+// IN panels (n_panels, panel_numbers); OUT minima (n_panels).
 template <bool kAtOnce>
 void fold_panels(const int32_t* panels, int64_t n_panels, const IntegerCentroids& centroids,
-                 IntegerMinima* minima) {
-    const int64_t size = panel_numbers(centroids.d);
+                 Later later, IntegerMinima* minima) {
+    const int64_t size = panel_numbers(centroids.d), n_tiles = centroids.tiling.n_tiles;
+    const int64_t step = later.bytes / (half_of(centroids.d) * n_tiles);
     const auto fold = [&](auto read_bound, auto width) {
-        for (int64_t tile = 0; tile < centroids.tiling.n_tiles; ++tile)
-            for (int64_t p = 0; p < n_panels; ++p)
-                fold_integers<kAtOnce, read_bound(), width()>(
-                    panels + p * size, panels + (n_panels + p) * size, centroids, tile, minima[p]);
+        for (int64_t tile = 0; tile < n_tiles; ++tile)
+            for (int64_t p = 0; p < n_panels; ++p) {
+                const char* const share = static_cast<const char*>(later.first) + p * later.bytes +
+                                          tile * (later.bytes / n_tiles);
+                fold_integers<kAtOnce, read_bound(), width()>(panels + p * size, share, step,
+                                                              centroids, tile, minima[p]);
+            }
     };
     for (int64_t p = 0; p < n_panels; ++p) minima[p].clear();
     with_constant<kMaxWidth>(static_cast<int>(centroids.tiling.width), [&](auto width) {

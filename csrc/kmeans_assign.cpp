@@ -363,7 +363,8 @@ struct IntegerBlocks {
         for (int64_t i = 0; i < n_rows; i += kIntegerRows)
             finite &= rounder.round(x, call.n, first + i, memory,
                                     panels + i / kIntegerRows * panel_numbers(call.d));
-        assignment(x, call.labels, call.sq_dist).run(panels, first, n_rows, memory + copies_at);
+        assignment(x, call.labels, call.sq_dist)
+            .run(panels, {panels, 0}, first, n_rows, memory + copies_at);
         if (call.check && !finite) return first_bad_row(0, x, first, n_rows, call.d);
         return {};
     }
@@ -379,7 +380,8 @@ struct IntegerBlocks {
         int32_t* const panel = panels_at.template in<int32_t>(memory.get());
         rounder.round(x, kIntegerRows, 0, memory.get(), panel);
         const int64_t n_open =
-            assignment(x, labels, nullptr).run(panel, 0, kIntegerRows, memory.get() + copies_at);
+            assignment(x, labels, nullptr)
+                .run(panel, {panel, 0}, 0, kIntegerRows, memory.get() + copies_at);
         return n_open * 4 > kIntegerRows;
     }
 

@@ -44,6 +44,12 @@ void mean_origin(Matrix<T> x, int64_t n, int64_t d, T* origin) {
     for (int64_t e = 0; e < round_up<T>(d); ++e) origin[e] = e < d ? static_cast<T>(sums[e]) : 0;
 }
 
+// Those behind the panels of n_rows rows: read next, or written.
+Later panels_to_come(const int32_t* here, int64_t n_rows, int64_t d) {
+    const int64_t size = panel_numbers(d);
+    return {here + n_rows / kIntegerRows * size, size * int64_t(sizeof(int32_t))};
+}
+
 // Whether rows in full take no longer, once they have to be read for their distances.
 bool reads_as_much(int64_t d, int64_t k) {
     return d <= kDirectWidth || is_read_bound(d, k);
@@ -78,7 +84,8 @@ BadRow kmeans_round(const KMeansRound<T>& call) {
         int32_t* const here = panels + first / kIntegerRows * panel_numbers(d);
         for (int64_t i = 0; i < n_rows; i += kIntegerRows)
             rounder.round(call.x, n, first + i, memory, here + i / kIntegerRows * panel_numbers(d));
-        const int64_t n_open = assignment.run(here, first, n_rows, memory + copies_at);
+        const int64_t n_open = assignment.run(here, panels_to_come(here, n_rows, d), first, n_rows,
+                                              memory + copies_at);
         __atomic_fetch_add(call.n_open, n_open, __ATOMIC_RELAXED);
         return BadRow{};
     };
@@ -119,8 +126,10 @@ BadRow kmeans_rounded(const KMeansRounded<T>& call) {
     for_each_with_memory<T>(
         grid.n_blocks, layout, work, call.n_threads, {}, [&](int64_t block, T* memory) {
             const int64_t first = block * grid.block_rows;
-            const int64_t n_open = assignment.run(panels + first / kIntegerRows * panel_numbers(d),
-                                                  first, grid.rows_of(block), memory + copies_at);
+            const int64_t n_rows = grid.rows_of(block);
+            const int32_t* const here = panels + first / kIntegerRows * panel_numbers(d);
+            const int64_t n_open = assignment.run(here, panels_to_come(here, n_rows, d), first,
+                                                  n_rows, memory + copies_at);
             __atomic_fetch_add(call.n_open, n_open, __ATOMIC_RELAXED);
             return BadRow{};
         });
