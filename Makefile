@@ -38,10 +38,11 @@ demo: setup  ## cluster the handwritten digits that scikit-learn carries; writes
 TEST_JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist worksteal
 
-INTERPRETED := assign target_loss frequencies targets kmeans_assign kmeans_candidates kmeans_update \
-	kmeans_loss contract triton
-# What these test is the same without the extension.
-NO_KERNELS := datasets distributed experiments files metrics networks plots report transforms
+PRIMITIVES := assign target_loss frequencies targets kmeans_assign kmeans_candidates kmeans_update kmeans_loss
+INTERPRETED := $(PRIMITIVES) contract triton
+# What these test is the same without the extension: the primitives' own tests run plain torch with it, too.
+NO_KERNELS := $(PRIMITIVES) integers kmeans_batch triton datasets distributed experiments files metrics networks \
+	plots report transforms
 test: lint types layers doctest docs  ## every check: lint, types, imports, examples, docs, tests with and without the extension
 	@$(BIN)/python -c 'import torch, deepclust._C' || \
 		{ echo "test: the extension is not built; make test checks it too and needs a C++ compiler"; exit 1; }
