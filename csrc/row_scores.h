@@ -114,10 +114,12 @@ struct RowPanels {
         Lanes<T> left = without(scores, p, row.label);
         // Not "while some are at most": a NaN, of distances past what T holds, decides nothing.
         if (all(left > broadcast(cut(row, p)))) return left;
+        // Of those that there are: with Inf in a row the scores of the others are NaN, too.
+        const int64_t n_here = least(width, k - p * width);
         for (;;) {
             const T most = cut(row, p);
-            int at = -1;
-            for (int lane = 0; lane < kLanes<T>; ++lane)
+            int64_t at = -1;
+            for (int64_t lane = 0; lane < n_here; ++lane)
                 if (!(left[lane] > most) && left[lane] != kInfinity<T> &&
                     (at < 0 || left[lane] < left[at]))
                     at = lane;
