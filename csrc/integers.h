@@ -50,23 +50,27 @@ constexpr float kLargestInteger = 32700;  // less than 2^15
 constexpr float kOnes = 12582912;  // where this is added, a number's last 16 bits are its integer
 constexpr int64_t kIntegerRows = kPoints<float>;
 
-// sum + a_0 b_0 + a_1 b_1, lane by lane.
+// sum + a_0 b_0 + a_1 b_1, lane by lane. Lanes that nobody asks for may overflow: of unsigned
+// numbers they may.
 template <bool kAtOnce>
 inline Pairs add_pairs(Pairs sum, Pairs a, Pairs b) {
+    using Unsigned = Lanes<uint32_t>;
 #if defined(__AVX512BW__)
     if constexpr (kAtOnce) {
         // Not the intrinsic, which asks for a compiler's flag, and with it for another set.
         asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
         return sum;
     }
-    return sum + (Pairs)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+    const auto products = (Unsigned)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
-    return sum + (Pairs)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+    const auto products = (Unsigned)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
-    return sum + (Pairs)_mm_madd_epi16((__m128i)a, (__m128i)b);
+    const auto products = (Unsigned)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #else
-    return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+    const auto products =
+        (Unsigned)(((a << 16) >> 16) * ((b << 16) >> 16)) + (Unsigned)((a >> 16) * (b >> 16));
 #endif
+    return (Pairs)((Unsigned)sum + products);
 }
 
 // Less than 2^15.5, by more than rounding to integers adds, and the rounding of a norm.

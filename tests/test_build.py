@@ -44,6 +44,7 @@ def assign(x, c, n_threads=2, check=True):
         0,
         0,
         0,
+        0,
         n_threads,
         check,
     )
@@ -232,6 +233,7 @@ def test_bad_arguments(changed, message):
         "labels": 0,
         "sq_dist": 0,
         "weight": 0,
+        "before": 0,
         "sums": 0,
         "counts": 0,
         "n_threads": 1,
@@ -254,7 +256,7 @@ def assign():
     labels, sq_dist = np.empty(20000, np.int64), np.empty(20000)
     matrix = (x.ctypes.data, 64, 1)
     _C.kmeans_assign(matrix, matrix, 20000, 64, 30, "float64",
-                     labels.ctypes.data, sq_dist.ctypes.data, 0, 0, 0, 4, True)
+                     labels.ctypes.data, sq_dist.ctypes.data, 0, 0, 0, 0, 4, True)
     return labels
 
 torch.rand(4_000_000).exp()  # starts the parent's OpenMP threads
