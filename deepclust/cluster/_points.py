@@ -246,21 +246,15 @@ class Points:
         for rows, x in self.blocks():
             yield rows, *F.kmeans_assign(x, centroids, backend=self.backend, check=False)
 
-    def assign(
-        self, centroids: Tensor, room: Nearest | None = None, *, distances: bool = True
-    ) -> Nearest:
-        """The same of all rows, into the room of an earlier pass, if there is one.
-
-        Of rows that are held the distances can be left out: those of the room are then nothing.
-        """
+    def assign(self, centroids: Tensor, room: Nearest | None = None) -> Nearest:
+        """The same of all rows, into the room of an earlier pass, if there is one."""
         found = room or self.unfilled()
         if not self.held:
             for rows, labels, sq_dist in self.nearest(centroids):
                 found.labels[rows], found.sq_dist[rows] = labels, sq_dist
             return found
         for rows, x in self.blocks(len(self)):  # rows do not depend on each other
-            wanted = found.sq_dist[rows] if distances else None
-            fill_nearest(x, centroids, found.labels[rows], wanted, self.backend)
+            fill_nearest(x, centroids, found.labels[rows], found.sq_dist[rows], self.backend)
         return found
 
     def inertia(self, centroids: Tensor) -> float:
