@@ -14,6 +14,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -271,19 +272,21 @@ py::object kmeans_step(const MatrixArgument& x, const MatrixArgument& mu, int64_
 }
 
 // n_open.
-int64_t kmeans_round(const MatrixArgument& x, const MatrixArgument& mu, int64_t n, int64_t d,
-                     int64_t k, const std::string& dtype, Address rounded, Address labels,
-                     Address sums, Address counts, int n_threads) {
+std::pair<int64_t, double> kmeans_round(const MatrixArgument& x, const MatrixArgument& mu,
+                                        int64_t n, int64_t d, int64_t k, const std::string& dtype,
+                                        Address rounded, Address labels, Address sums,
+                                        Address counts, int n_threads) {
     check_sizes(n, d, k, n_threads);
     int64_t n_open = 0;
+    double scatter = 0;
     call(dtype, [&](const auto& kernels) {
         using T = decltype(type_of(kernels));
         return kernels.kmeans_round({matrix<T>(x), matrix<T>(mu), n, d, k,
                                      result<char>(rounded, kernels.kmeans_rounded_bytes(n, d)),
                                      result<int64_t>(labels, n), pointer<double>(sums),
-                                     pointer<double>(counts), &n_open, n_threads});
+                                     pointer<double>(counts), &n_open, &scatter, n_threads});
     });
-    return n_open;
+    return {n_open, scatter};
 }
 
 // n_open.

@@ -43,48 +43,52 @@ struct RowRounder {
           x_at(layout.add(d)),
           ahead(copied ? 0 : (16 << 10) / int64_t(sizeof(T))) {}
 
-    // OUT panel: rows [first, first + kIntegerRows) of x, which has n. Whether all are finite.
-    bool round(Matrix<T> x, int64_t n, int64_t first, T* memory, int32_t* panel) const {
+    // OUT panel: rows [first, first + kIntegerRows) of x, which has n. Returns the sum of
+    // ||x_i - origin||^2 over them, which NaN and Inf do not leave finite.
+    double round(Matrix<T> x, int64_t n, int64_t first, T* memory, int32_t* panel) const {
         return d <= kTurnedFirst ? turn_and_round(x, n, first, memory, panel)
                                  : round_and_turn(x, n, first, memory, panel);
     }
 
   private:
     // Narrow rows: nothing is taken from one lane to another but to turn them.
-    bool turn_and_round(Matrix<T> x, int64_t n, int64_t first, T* memory, int32_t* panel) const {
+    double turn_and_round(Matrix<T> x, int64_t n, int64_t first, T* memory, int32_t* panel) const {
         T* const turned = memory + turned_at;
         float* const z = z_at.template in<float>(memory);
         T sq_norms[kPoints<T>];
         float sq_norm[kIntegerRows];
+        double sum = 0;
         for (int64_t v = 0; v < kIntegerRows; v += kPoints<T>) {
             load_panel<T>(x, n, least(first + v, n), d, origin, {turned, sq_norms});
             for (int64_t e = 0; e < d; ++e)
                 for (int64_t i = 0; i < kPoints<T>; ++i)
                     z[e * kIntegerRows + v + i] = static_cast<float>(turned[e * kPoints<T> + i]);
-            for (int64_t i = 0; i < kPoints<T>; ++i)
+            for (int64_t i = 0; i < kPoints<T>; ++i) {
                 sq_norm[v + i] = static_cast<float>(sq_norms[i]);
+                if (first + v + i < n) sum += sq_norms[i];
+            }
         }
         round_panel(z, sq_norm, d, panel);
-        return all_finite(sq_norm, least(kIntegerRows, n - first));
+        return sum;
     }
     // Wide ones: half as much is left to turn.
-    bool round_and_turn(Matrix<T> x, int64_t n, int64_t first, T* memory, int32_t* panel) const {
+    double round_and_turn(Matrix<T> x, int64_t n, int64_t first, T* memory, int32_t* panel) const {
         const int64_t n_rows = least(kIntegerRows, n - first);
         int32_t* const pairs = pairs_at.template in<int32_t>(memory);
         float* const copy = copy_at.template in<float>(memory);
         float* const inverse_u = inverse_u_of(panel, d);
         for (int64_t e = 0; e < copy_stride(d); ++e) copy[e] = 0;
-        bool finite = true;
+        double sum = 0;
         for (int64_t i = 0; i < n_rows; ++i) {
             const T* const row = row_of(x, first + i, d, memory + x_at);
-            const Extent extent = load_copy(row, origin, d, ahead, copy);
-            finite &= extent.sq_norm < kInfinity<float>;
+            const Extent<T> extent = load_copy(row, origin, d, ahead, copy);
+            sum += extent.sq_norm;
             inverse_u[i] = extent.inverse_u(d);
             inverse_u[kIntegerRows + i] =
                 round_to_pairs(copy, d, inverse_u[i], pairs + i * pairs_stride(d));
         }
         turn_pairs(pairs, d, panel);
-        return finite;
+        return sum;
     }
 };
 
@@ -95,12 +99,10 @@ inline bool find_cuts(const int32_t* panel, const IntegerCentroids& centroids,
     const float* const inverse_u = inverse_u_of(panel, centroids.d);
     bool any = false;
     for (int i = 0; i < kIntegerRows; i += kLanes<float>) {
-        float norm[kLanes<float>];
-        for (int lane = 0; lane < kLanes<float>; ++lane)
-            norm[lane] = centroids.norm[minima.label[i + lane]];
+        const Lanes<float> norm = centroids.norms(load(minima.label + i));
         const Lanes<float> cut =
             load(minima.best + i) +
-            centroids.margin(load(inverse_u + i), load(inverse_u + kIntegerRows + i), load(norm));
+            centroids.margin(load(inverse_u + i), load(inverse_u + kIntegerRows + i), norm);
         store<float>(most + i, cut);
         any |= !all(cut < load(minima.second + i));
     }
@@ -137,12 +139,10 @@ struct IntegerAssignment {
         for (int64_t p = 0; p < n_panels; ++p) {
             const int64_t from = p * kIntegerRows, here = least(kIntegerRows, n_rows - from);
             any_open[p] = find_cuts(panels + p * panel_numbers(d), centroids, minima[p], most[p]);
-            for (int64_t i = 0; i < here; ++i) {
-                labels[first + from + i] = minima[p].label[i];
-                // Which has not been read for long, maybe, and is soon.
-                if (any_open[p] && !(most[p][i] < minima[p].second[i]))
-                    call_ahead(x, first + from + i, d);
-            }
+            for (int64_t i = 0; i < here; ++i) labels[first + from + i] = minima[p].label[i];
+            // Which has not been read for long, maybe, and is soon.
+            for (int64_t i = 0; any_open[p] && i < here; ++i)
+                if (!(most[p][i] < minima[p].second[i])) call_ahead(x, first + from + i, d);
         }
         int64_t n_open = 0;
         for (int64_t p = 0; p < n_panels; ++p) {

@@ -93,18 +93,23 @@ inline int64_t copy_stride(int64_t d) {
     return 2 * pairs_stride(d) + 16;
 }
 
-// Lanes of x less the origin, in float32.
+// Lanes of x less the origin, in float32, whose squares are added to some in T.
 template <typename T>
-inline Lanes<float> difference(const T* x, const T* origin) {
+inline Lanes<float> difference(const T* x, const T* origin, Lanes<T>& squares) {
     if constexpr (sizeof(T) == sizeof(float)) {
-        return load(x) - load(origin);
+        const Lanes<T> z = load(x) - load(origin);
+        squares += z * z;
+        return z;
     } else {
         typedef float Half __attribute__((vector_size(kRegisterBytes / 2)));
         struct {
             Half half[2];
         } both;
-        for (int i = 0; i < 2; ++i, x += kLanes<T>, origin += kLanes<T>)
-            both.half[i] = __builtin_convertvector(load(x) - load(origin), Half);
+        for (int i = 0; i < 2; ++i, x += kLanes<T>, origin += kLanes<T>) {
+            const Lanes<T> z = load(x) - load(origin);
+            squares += z * z;
+            both.half[i] = __builtin_convertvector(z, Half);
+        }
         return bits_as<Lanes<float>>(both);
     }
 }
@@ -123,29 +128,33 @@ inline Lanes<float> inverse_u(Lanes<float> sq_norm, Lanes<float> largest, int64_
     return sq_norm == 0 ? broadcast(1.0F) : min(by_largest, by_norm);
 }
 
+template <typename T>
 struct Extent {
-    float sq_norm, largest;
+    T sq_norm;
+    float largest;
 
     float inverse_u(int64_t d) const {
-        return DEEPCLUST_ISA::inverse_u(broadcast(sq_norm), broadcast(largest), d)[0];
+        return DEEPCLUST_ISA::inverse_u(broadcast(static_cast<float>(sq_norm)), broadcast(largest),
+                                        d)[0];
     }
 };
 
 // OUT z (d, and zeros before the next whole lanes): x less the origin. What lies `ahead` numbers on
 // is called into the second cache.
 template <typename T>
-inline Extent load_copy(const T* x, const T* origin, int64_t d, int64_t ahead, float* z) {
+inline Extent<T> load_copy(const T* x, const T* origin, int64_t d, int64_t ahead, float* z) {
     constexpr int kL = kLanes<float>;
-    Lanes<float> squares[2] = {}, largest[2] = {};  // in turn: a chain of additions would wait
-    const auto put = [&](int64_t e, int side, Lanes<float> z_e) {
-        squares[side] += z_e * z_e;
+    Lanes<T> squares[2] = {};  // in turn: a chain of additions would wait
+    Lanes<float> largest[2] = {};
+    const auto put = [&](int64_t e, int side, const T* x_e, const T* origin_e) {
+        const Lanes<float> z_e = difference(x_e, origin_e, squares[side]);
         largest[side] = max(largest[side], max(z_e, -z_e));
         store<float>(z + e, z_e);
     };
     int64_t e = 0;
     const auto put_next = [&](int side) {
         __builtin_prefetch(x + e + ahead, 0, 2);
-        put(e, side, difference(x + e, origin + e));
+        put(e, side, x + e, origin + e);
         e += kL;
     };
     while (e + 2 * kL <= d) put_next(0), put_next(1);
@@ -153,9 +162,9 @@ inline Extent load_copy(const T* x, const T* origin, int64_t d, int64_t ahead, f
     if (e < d) {
         T last[2][kL] = {};
         for (int64_t i = 0; i < d - e; ++i) last[0][i] = x[e + i], last[1][i] = origin[e + i];
-        put(e, 1, difference<T>(last[0], last[1]));
+        put(e, 1, last[0], last[1]);
     }
-    return {sum_of_lanes<float>(squares[0] + squares[1]),
+    return {sum_of_lanes<T>(squares[0] + squares[1]),
             -least_lane<float>(-max(largest[0], largest[1]))};
 }
 
@@ -260,7 +269,7 @@ struct IntegerCentroids {
           pairs(tiling.padded() * half_of(d) + kLanes<float>),
           offset(tiling.padded() + kLanes<float>),
           t(tiling.padded() + kLanes<float>),
-          norm(tiling.padded()) {
+          norm(tiling.padded() + kLanes<float>) {
         const Buffer<float> m(copy_stride(d));
         const Buffer<int32_t> row(pairs_stride(d));
         const Buffer<T> copy(d);
@@ -271,7 +280,7 @@ struct IntegerCentroids {
             offset[j] = kInfinity<float>;
             t[j] = norm[j] = 0;
             if (j < k) {
-                const Extent extent =
+                const Extent<T> extent =
                     load_copy(row_of(mu, j, d, copy.get()), origin, d, 0, m.get());
                 const double sq_norm = sq_norm_of(m.get(), d);
                 norm[j] = static_cast<float>(std::sqrt(sq_norm));
@@ -288,6 +297,20 @@ struct IntegerCentroids {
         }
     }
     const int32_t* tile(int64_t i) const { return &pairs[i * half_of(d) * tiling.width]; }
+
+    // ||m_j|| of as many centroids as there are lanes.
+    Lanes<float> norms(Pairs labels) const {
+#if defined(__AVX512F__)
+        if (k <= kLanes<float>)
+            return _mm512_permutexvar_ps((__m512i)labels, load<float>(norm.get()));
+#elif defined(__AVX2__)
+        if (k <= kLanes<float>)
+            return _mm256_permutevar8x32_ps(load<float>(norm.get()), (__m256i)labels);
+#endif
+        float found[kLanes<float>];
+        for (int i = 0; i < kLanes<float>; ++i) found[i] = norm[labels[i]];
+        return load(found);
+    }
 
     // What a score may exceed the least one by, that of a centroid as long as norm, in rows of
     // which 1 / u is inverse_u. Both scores' roundings are in it: see clear_margin.

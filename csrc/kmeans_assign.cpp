@@ -359,13 +359,13 @@ struct IntegerBlocks {
     // Assigns rows [first, first + n_rows) of x, at most a block, with memory as `layout` says.
     BadRow operator()(Matrix<T> x, int64_t first, int64_t n_rows, T* memory) const {
         int32_t* const panels = panels_at.template in<int32_t>(memory);
-        bool finite = true;
+        double sum = 0;
         for (int64_t i = 0; i < n_rows; i += kIntegerRows)
-            finite &= rounder.round(x, call.n, first + i, memory,
-                                    panels + i / kIntegerRows * panel_numbers(call.d));
+            sum += rounder.round(x, call.n, first + i, memory,
+                                 panels + i / kIntegerRows * panel_numbers(call.d));
         assignment(x, call.labels, call.sq_dist)
             .run(panels, {panels, 0}, first, n_rows, memory + copies_at);
-        if (call.check && !finite) return first_bad_row(0, x, first, n_rows, call.d);
+        if (call.check && !std::isfinite(sum)) return first_bad_row(0, x, first, n_rows, call.d);
         return {};
     }
 

@@ -44,6 +44,21 @@ void mean_origin(Matrix<T> x, int64_t n, int64_t d, T* origin) {
     for (int64_t e = 0; e < round_up<T>(d); ++e) origin[e] = e < d ? static_cast<T>(sums[e]) : 0;
 }
 
+// sum_i ||x_i - m||^2, of the same sum around an origin near the rows' mean m. sums (k, d): of all
+// rows, in k parts.
+template <typename T>
+double scatter_of(double around_origin, const T* origin, const double* sums, int64_t n, int64_t d,
+                  int64_t k) {
+    double sq_dist = 0;
+    for (int64_t e = 0; e < d && n > 0; ++e) {
+        double sum = 0;
+        for (int64_t j = 0; j < k; ++j) sum += sums[j * d + e];
+        const double difference = sum / double(n) - double(origin[e]);
+        sq_dist += difference * difference;
+    }
+    return around_origin - double(n) * sq_dist;
+}
+
 // Those behind the panels of n_rows rows: read next, or written.
 Later panels_to_come(const int32_t* here, int64_t n_rows, int64_t d) {
     const int64_t size = panel_numbers(d);
@@ -79,11 +94,15 @@ BadRow kmeans_round(const KMeansRound<T>& call) {
     const RowRounder<T> rounder(layout, d, origin, false);
     const int64_t copies_at = layout.add(2 * d);
     const double work = double(n) * double(d) * double(4 + k);
+    const Buffer<double> sq_dists(grid.n_blocks);  // of blocks: in order they add up to the same
     *call.n_open = 0;
     const auto label = [&](int64_t first, int64_t n_rows, T* memory) {
         int32_t* const here = panels + first / kIntegerRows * panel_numbers(d);
+        double sq_dist = 0;
         for (int64_t i = 0; i < n_rows; i += kIntegerRows)
-            rounder.round(call.x, n, first + i, memory, here + i / kIntegerRows * panel_numbers(d));
+            sq_dist += rounder.round(call.x, n, first + i, memory,
+                                     here + i / kIntegerRows * panel_numbers(d));
+        sq_dists[first / grid.block_rows] = sq_dist;
         const int64_t n_open = assignment.run(here, panels_to_come(here, n_rows, d), first, n_rows,
                                               memory + copies_at);
         __atomic_fetch_add(call.n_open, n_open, __ATOMIC_RELAXED);
@@ -91,18 +110,22 @@ BadRow kmeans_round(const KMeansRound<T>& call) {
     };
     if (d >= kWideRows && sums_are_fused<T>(d, k)) {  // to read narrow rows again costs less
         const WeightedRows<T> rows{call.x, n, d, k, call.labels, nullptr, nullptr};
-        return label_and_add(rows, grid, grid.block_rows, layout, work, call.n_threads, {},
-                             call.sums, call.counts,
-                             [&](int64_t first, int64_t n_rows, T* memory, WeightedRows<T>&) {
-                                 return label(first, n_rows, memory);
-                             });
+        label_and_add(rows, grid, grid.block_rows, layout, work, call.n_threads, {}, call.sums,
+                      call.counts, [&](int64_t first, int64_t n_rows, T* memory, WeightedRows<T>&) {
+                          return label(first, n_rows, memory);
+                      });
+    } else {
+        for_each_with_memory<T>(
+            grid.n_blocks, layout, work, call.n_threads, {}, [&](int64_t block, T* memory) {
+                return label(block * grid.block_rows, grid.rows_of(block), memory);
+            });
+        kmeans_update<T>(
+            {call.x, n, d, k, call.labels, nullptr, call.sums, call.counts, call.n_threads, false});
     }
-    for_each_with_memory<T>(grid.n_blocks, layout, work, call.n_threads, {},
-                            [&](int64_t block, T* memory) {
-                                return label(block * grid.block_rows, grid.rows_of(block), memory);
-                            });
-    return kmeans_update<T>(
-        {call.x, n, d, k, call.labels, nullptr, call.sums, call.counts, call.n_threads, false});
+    double around_origin = 0;
+    for (int64_t block = 0; block < grid.n_blocks; ++block) around_origin += sq_dists[block];
+    *call.scatter = scatter_of(around_origin, origin, call.sums, n, d, k);
+    return {};
 }
 
 template <typename T>

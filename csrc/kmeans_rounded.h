@@ -7,8 +7,9 @@
 namespace deepclust {
 
 // The first iteration of Lloyd's algorithm on rows to be kept. IN x (n, d), mu (k, d); OUT rounded,
-// of as many bytes as kmeans_rounded_bytes says, labels (n), sums (k, d), counts (k), and n_open as
-// below.
+// of as many bytes as kmeans_rounded_bytes says, labels (n), sums (k, d), counts (k), n_open as
+// below, and scatter: sum_i ||x_i - m||^2, m the mean of all rows, which NaN and Inf in x do not
+// leave finite.
 template <typename T>
 struct KMeansRound {
     Matrix<T> x, mu;
@@ -18,6 +19,7 @@ struct KMeansRound {
     double* sums;
     double* counts;
     int64_t* n_open;
+    double* scatter;
     int n_threads;
 };
 

@@ -124,12 +124,9 @@ struct WeightedRows {
         const int64_t columns = kWidth > 0 ? task.stop : columns_at_a_time(task.stop - task.begin);
         for (int64_t first = task.first; first < task.end; first += run) {
             const int64_t n_rows = least(run, task.end - first);
-            int64_t changed[kRun];
-            int64_t n_changed = 0;  // without a branch, which nothing could foresee
-            for (int64_t i = first; before != nullptr && i < first + n_rows; ++i) {
-                changed[n_changed] = i;
-                n_changed += labels[i] != before[i];
-            }
+            int64_t changed[kRun + kLanes<int64_t>];
+            const int64_t n_changed =
+                before == nullptr ? 0 : find_changed(first, first + n_rows, changed);
             for (int64_t begin = task.begin; begin < task.stop; begin += columns) {
                 LabelTask part = task;
                 part.first = first;
@@ -145,11 +142,37 @@ struct WeightedRows {
         return -1;
     }
 
+    // OUT changed: the rows of [first, end) of which the label is another than before, and maybe a
+    // register's others behind them. Returns how many. Without a branch, which nothing could
+    // foresee.
+    int64_t find_changed(int64_t first, int64_t end, int64_t* changed) const {
+        int64_t count = 0, i = first;
+#if defined(__AVX512F__)
+        constexpr int64_t kL = kLanes<int64_t>;
+        __m512i at =
+            _mm512_add_epi64(_mm512_set1_epi64(i), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
+        for (; i + kL <= end; i += kL, at = _mm512_add_epi64(at, _mm512_set1_epi64(kL))) {
+            const __mmask8 differs = _mm512_cmpneq_epi64_mask(_mm512_loadu_si512(labels + i),
+                                                              _mm512_loadu_si512(before + i));
+            _mm512_storeu_si512(changed + count, _mm512_maskz_compress_epi64(differs, at));
+            count += __builtin_popcount(differs);
+        }
+#endif
+        for (; i < end; ++i) {
+            changed[count] = i;
+            count += labels[i] != before[i];
+        }
+        return count;
+    }
+
     template <int kWidth>
     inline __attribute__((always_inline)) int64_t add_all(LabelTask task) const {
         for (int64_t i = task.first; i < task.end; ++i) {
             if (!is_label(labels[i])) return i;
-            add_row<kWidth>(task, i, labels[i], weight_of(i));
+            if (is_narrow_row<kWidth>(i))
+                add_narrow<kWidth, 1>(task, i, {labels[i]}, {weight_of(i)});
+            else
+                add_columns(task, i, labels[i], weight_of(i));
         }
         return -1;
     }
@@ -169,8 +192,13 @@ struct WeightedRows {
             if (r < kAhead) continue;
             const int64_t i = changed[r - kAhead];
             if (!is_label(labels[i]) || !is_label(before[i])) return i;
-            add_row<kWidth>(task, i, labels[i], weight_of(i));
-            add_row<kWidth>(task, i, before[i], -weight_of(i));
+            const double w = weight_of(i);
+            if (is_narrow_row<kWidth>(i)) {
+                add_narrow<kWidth, 2>(task, i, {labels[i], before[i]}, {w, -w});
+            } else {
+                add_columns(task, i, labels[i], w);
+                add_columns(task, i, before[i], -w);
+            }
         }
         return -1;
     }
@@ -182,29 +210,37 @@ struct WeightedRows {
     }
     static constexpr int64_t kSumsBytes = 16 << 10, kRunBytes = 128 << 10, kLeast = 64;
 
-    // Adds row i, times w, to the sums of a label.
-    template <int kWidth>
-    inline __attribute__((always_inline)) void add_row(const LabelTask& task, int64_t i,
-                                                       int64_t label, double w) const {
+    // Adds row i, of a task that has all columns, to the sums of some labels, times a weight each.
+    // Past its end lie the next rows: it is none of the last few.
+    template <int kWidth, int kCount>
+    inline __attribute__((always_inline)) void add_narrow(const LabelTask& task, int64_t i,
+                                                          const int64_t (&to)[kCount],
+                                                          const double (&w)[kCount]) const {
         constexpr int64_t kL = kLanes<T>;
-        const int64_t width = kWidth > 0 ? kWidth : d, stride = sums_width<T>(width);
-        const T* const from = row(i);
-        double* const to = task.sums + label * stride;
-        // Past a narrow row's end lie the next ones, until the last few.
-        if (kWidth > 0 && i + kL < n) {
-            for (int64_t e = 0; e < stride; e += kL)
-                add_widened<T>(
-                    to + e,
-                    e + kL <= width ? load(from + e) : ending_with_one(load(from + e), width - e),
-                    w);
-            return;
+        const int64_t stride = sums_width<T>(kWidth);
+        for (int64_t e = 0; e < stride; e += kL) {
+            const Lanes<T> numbers = load(row(i) + e);
+            for (int l = 0; l < kCount; ++l)
+                add_widened<T>(task.sums + to[l] * stride + e,
+                               e + kL <= kWidth ? numbers : ending_with_one(numbers, kWidth - e),
+                               w[l]);
         }
-        const int64_t stop = least(width, task.stop);
+    }
+    template <int kWidth>
+    bool is_narrow_row(int64_t i) const {
+        return kWidth > 0 && i + kLanes<T> < n;
+    }
+
+    // Adds a task's columns of row i, times w, to the sums of a label.
+    void add_columns(const LabelTask& task, int64_t i, int64_t label, double w) const {
+        const T* const from = row(i);
+        double* const to = task.sums + label * sums_width<T>(d);
+        const int64_t stop = least(d, task.stop);
         if (x.col_stride == 1)  // a constant stride makes it vectorise
             for (int64_t e = task.begin; e < stop; ++e) to[e] += w * from[e];
         else
             for (int64_t e = task.begin; e < stop; ++e) to[e] += w * from[e * x.col_stride];
-        if (task.stop == stride) to[width] += w;
+        if (task.stop == sums_width<T>(d)) to[d] += w;
     }
 };
 

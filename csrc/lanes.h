@@ -148,10 +148,15 @@ inline DoubleLanes<T> widen(Lanes<T> lanes) {
 // IN/OUT sums: as many doubles as there are lanes.
 template <typename T>
 inline void add_widened(double* sums, Lanes<T> lanes, double factor = 1) {
-    DoubleLanes<T> total;
-    std::memcpy(&total, sums, sizeof total);
-    total += widen<T>(lanes) * factor;
-    std::memcpy(sums, &total, sizeof total);
+    // A register at a time: GCC would send a factor of several through memory.
+    constexpr int kRegistersOfDoubles = sizeof(DoubleLanes<T>) / kRegisterBytes;
+    Lanes<double> wide[kRegistersOfDoubles];
+    const DoubleLanes<T> all = widen<T>(lanes);
+    std::memcpy(wide, &all, sizeof all);
+    for (int i = 0; i < kRegistersOfDoubles; ++i) {
+        double* const to = sums + i * kLanes<double>;
+        store<double>(to, load(to) + wide[i] * broadcast(factor));
+    }
 }
 
 // The sum of as many doubles as T has lanes, always in the same order.

@@ -91,7 +91,7 @@ def kmeans_round(
     counts: int,
     n_threads: int,
     /,
-) -> int: ...
+) -> tuple[int, float]: ...
 def kmeans_rounded(
     rounded: int,
     x: _Matrix,

@@ -181,6 +181,7 @@ def test_rows_rounded_once(
     sums, counts = label_sums(rows, before, len(mu), None, backend)
     assert_near(rounded.sums, sums, x)
     assert torch.equal(rounded.counts, counts)
+    assert_scatter(rounded.scatter, x)
     for n_threads in (1, 2, 3):
         threads(n_threads)
         labels = torch.full((len(x),), -1)
@@ -205,6 +206,13 @@ def test_rows_rounded_once(
             assert torch.equal(more[1], counts)
         before = labels
         mu = 3 * mu + torch.from_numpy(rng.normal(size=mu.shape)).to(dtype) * mu.abs().mean()
+
+
+def assert_scatter(found: float, x: Tensor) -> None:
+    """Of squared distances to a point that is nearer to the mean than 256 rows' own distances."""
+    exact = float((x.double() - x.double().mean(0)).square().sum()) if len(x) else 0.0
+    error = (budget.growth(x.shape[1]) + 4) * budget.roundoff(x.dtype)
+    assert found == pytest.approx(exact, rel=error * (1 + len(x) / 256), abs=1e-300)
 
 
 def assert_near(found: Tensor, expected: Tensor, x: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deepclust import functional as F
 from deepclust.kernels import _dispatch
+from deepclust.kernels.kmeans_assign.op import Rounded
 from deepclust.kernels.kmeans_update.op import label_changes
 from tests.cases import HEADS, Case, gradients, make_case, random_target
 
@@ -150,6 +151,18 @@ def test_kmeans_loss(shape: tuple[int, int, int], threads: Threads) -> None:
         z, centroids = x.clone().requires_grad_(), mu.clone().requires_grad_()
         loss = F.kmeans_loss(z, centroids, labels, backend="cpp")
         return (loss.detach(), *torch.autograd.grad(loss, (z, centroids)))
+
+    assert_same_bits(compute, threads)
+
+
+@labelled
+def test_kmeans_of_rounded_rows(shape: tuple[int, int, int], threads: Threads) -> None:
+    x, mu, _, _ = labelled_rows(shape)
+
+    def compute() -> tuple[Tensor, ...]:
+        labels = torch.empty(len(x), dtype=torch.int64)
+        found = Rounded(x, mu, labels, "cpp")
+        return labels, found.sums, found.counts, torch.tensor(found.scatter, dtype=torch.float64)
 
     assert_same_bits(compute, threads)
 

@@ -126,7 +126,7 @@ class Job {
         else if (name == "kmeans_round") {
             rounded_.resize(size_t(kernels_.kmeans_rounded_bytes(n_, d_)) / sizeof(double) + 1);
             kernels_.kmeans_round({z, mu, n_, d_, k_, rounded_.data(), found_.data(), sums_.data(),
-                                   counts_.data(), &n_changed_, threads});
+                                   counts_.data(), &n_changed_, &inertia_, threads});
         } else if (name == "kmeans_rounded")  // after kmeans_round
             kernels_.kmeans_rounded({rounded_.data(), z, mu, n_, d_, k_, found_.data(), nullptr,
                                      nullptr, nullptr, nullptr, &n_changed_, threads});

@@ -151,16 +151,17 @@ def _run(
 
 def round_and_update(
     x: Tensor, centroids: Tensor, labels: Tensor
-) -> tuple[Tensor, int, Tensor, Tensor]:
+) -> tuple[Tensor, int, float, Tensor, Tensor]:
     """Rows as integers, as `nearest` takes them, and the first iteration of Lloyd's algorithm.
 
-    Fills labels (N,). Returns the integers, how many rows these left open, sums (K, D) and counts
-    (K,) in float64; in one pass where K D is small. By csrc/kmeans_rounded.cpp.
+    Fills labels (N,). Returns the integers, how many rows these left open, the rows' scatter around
+    their mean, sums (K, D) and counts (K,) in float64; in one pass where K D is small. By
+    csrc/kmeans_rounded.cpp.
     """
     n, d, dtype = *x.shape, DTYPES[x.dtype]
     rounded = torch.empty(_C.kmeans_rounded_bytes(n, d, dtype), dtype=torch.uint8)
     sums, counts = _room_for_sums(centroids)
-    n_open = _C.kmeans_round(
+    n_open, scatter = _C.kmeans_round(
         matrix(x),
         matrix(centroids),
         n,
@@ -173,7 +174,7 @@ def round_and_update(
         counts.data_ptr(),
         torch.get_num_threads(),
     )
-    return rounded, n_open, sums, counts
+    return rounded, n_open, scatter, sums, counts
 
 
 def nearest(

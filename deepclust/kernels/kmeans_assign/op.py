@@ -148,13 +148,14 @@ class Rounded:
     iteration of Lloyd's algorithm, too.
 
     Args:
-        x: Rows (N, D), finite.
+        x: Rows (N, D).
         centroids: (K, D), in x's type.
         labels: Room (N,) int64 for the nearest of these centroids.
 
     Attributes:
         sums: (K, D) and
         counts: (K,), of the rows of each label, in float64.
+        scatter: sum_i ||x_i - m||^2, m the mean of all rows; not finite where x is not.
         worth: Whether integers settled most rows of the last call.
     """
 
@@ -164,7 +165,7 @@ class Rounded:
         self._kernel = _dispatch.kernel("kmeans_assign", backend, x.device)
         self._x = x
         found = self._kernel.round_and_update(x, centroids, labels)
-        self._rounded, n_open, self.sums, self.counts = found
+        self._rounded, n_open, self.scatter, self.sums, self.counts = found
         self._judge(n_open)
 
     @staticmethod
