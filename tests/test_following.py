@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deepclust import functional as F
 from deepclust.cluster import KMeans, _lloyd
-from deepclust.kernels.kmeans_assign.op import Following
+from deepclust.kernels.kmeans_assign.op import Following, Rounded
 from tests import reference
 from tests.cases import as_numpy, backends_for
 
@@ -176,6 +176,10 @@ def test_kmeans_is_the_same_with_bounds(
     plain = fit(x, -1.0, monkeypatch, **options)
     assert n_followed == 0
     found = fit(x, 0.1, monkeypatch, **options)
+    if k <= _lloyd._Passes.FEW_CLUSTERS:  # then only where there is no room for integers
+        assert n_followed == 0
+        monkeypatch.setattr(Rounded, "MOST_BYTES", 0)
+        found = fit(x, 0.1, monkeypatch, **options)
     assert n_followed > 3
     assert found.n_iter_ == plain.n_iter_
     np.testing.assert_array_equal(found.labels_, plain.labels_)

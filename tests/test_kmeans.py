@@ -132,6 +132,78 @@ def test_restarts_keep_the_best(blobs):
     assert ten <= one
 
 
+def test_of_starts_that_end_alike_the_first_is_kept():
+    X, labels = make_blobs(4000, centers=5, n_features=20, random_state=0)
+    starts = np.array([X[labels == j].mean(0) for j in range(5)])
+    orders = [[0, 1, 2, 3, 4], [3, 1, 4, 2, 0], [1, 4, 0, 3, 2], [4, 3, 2, 1, 0]]
+    left = iter(orders)
+    made = KMeans(5, init=lambda *_, **__: starts[next(left)], n_init=4, tol=0).fit(X)
+    np.testing.assert_array_equal(made.labels_, labels)
+
+
+@pytest.mark.filterwarnings("ignore:k-means stopped at max_iter")
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spread", [3.0, 0.3, 0.1])  # the last, by distances
+@pytest.mark.parametrize("max_iter", [1, 2, 300])
+@pytest.mark.parametrize(("shape", "k"), [((3000, 100), 10), ((5000, 10), 10), ((1500, 40), 60)])
+def test_inertia_is_that_of_the_labels(dtype, spread, max_iter, shape, k):
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(k, shape[1])) + 5
+    X = centers[rng.integers(k, size=shape[0])] + spread * rng.normal(size=shape)
+    X = X.astype(dtype)
+    made = KMeans(k, init=X[:k], max_iter=max_iter, tol=0).fit(X)
+    exact = ((X.astype(float) - made.cluster_centers_.astype(float)[made.labels_]) ** 2).sum()
+    np.testing.assert_allclose(made.inertia_, exact, rtol=1e-6 if dtype == np.float32 else 1e-13)
+    np.testing.assert_array_equal(made.labels_, made.predict(X))
+
+
+@pytest.mark.parametrize("shape", [(5000, 10), (3000, 100)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("options", [{}, {"tol": 0}, {"backend": "eager"}, {"metric": "cosine"}])
+def test_rows_that_are_first_read_by_an_iteration_are_checked(shape, value, options):
+    X = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    made = KMeans(5, init=X[:5].copy(), **options)
+    weight = np.ones(len(X))
+    for row in (0, 2345, len(X) - 1):
+        bad = X.copy()
+        bad[row, -1] = value
+        with pytest.raises(ValueError, match=f"X: row {row} has NaN or Inf"):
+            made.fit(bad)
+        with pytest.raises(ValueError, match=f"X: row {row} has NaN or Inf"):
+            made.fit(bad, sample_weight=weight)
+    assert not hasattr(made, "cluster_centers_")
+    assert len(made.fit(X).labels_) == len(X)
+
+
+@pytest.mark.parametrize("shape", [(5000, 10), (3000, 100), (1200, 40)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n_clusters", [3, 30])
+@pytest.mark.parametrize("options", [{}, {"backend": "eager"}, {"compute_labels": False}])
+def test_rows_that_are_first_read_by_a_batch_are_checked(shape, value, n_clusters, options):
+    X = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    made = MiniBatchKMeans(n_clusters, init=X[:n_clusters].copy(), batch_size=600, **options)
+    weight = np.ones(len(X))
+    for row in (0, 1234 % len(X), len(X) - 1):
+        bad = X.copy()
+        bad[row, -1] = value
+        for max_iter in (1, 20):  # not all rows are drawn, and all are
+            made.set_params(max_iter=max_iter, random_state=row)
+            with pytest.raises(ValueError, match=f"X: row {row} has NaN or Inf"):
+                made.fit(bad)
+            with pytest.raises(ValueError, match=f"X: row {row} has NaN or Inf"):
+                made.fit(bad, sample_weight=weight)
+            assert not hasattr(made, "labels_")
+            assert np.isfinite(getattr(made, "cluster_centers_", 0)).all()
+
+
+def test_large_rows_are_finite():
+    X = np.full((600, 20), 1e30, np.float32)
+    X[::2] = 0  # squares of the others are not
+    made = KMeans(2, init=X[:2], tol=0).fit(X)
+    np.testing.assert_array_equal(made.labels_, np.arange(600) % 2)
+
+
 def test_greedy_start_is_as_good_as_scikit_learns():
     X, _ = make_blobs(2000, centers=40, n_features=8, random_state=0)
     ours = [KMeans(40, max_iter=300, random_state=s).fit(X).inertia_ for s in range(10)]

@@ -103,7 +103,10 @@ def assert_same(found: Any, made: Any) -> None:
     np.testing.assert_array_equal(found.labels_, made.labels_)
     np.testing.assert_array_equal(found.cluster_centers_, made.cluster_centers_)
     assert found.cluster_centers_.dtype == made.cluster_centers_.dtype
-    assert (found.inertia_, found.n_iter_) == (made.inertia_, made.n_iter_)
+    assert found.n_iter_ == made.n_iter_
+    # That of rows in memory comes from sums, not from distances.
+    digits = 1e-7 if made.cluster_centers_.dtype == np.float32 else 1e-13
+    assert found.inertia_ == pytest.approx(made.inertia_, rel=digits, abs=0)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -589,7 +592,8 @@ def test_a_full_disk_is_named_by_a_deep_method(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.filename == str(temporary)
-    assert not any(temporary.iterdir())
+    # torch makes a folder there, the first time.
+    assert not any(path.is_file() for path in temporary.rglob("*"))
 
 
 def test_nan_in_the_middle_of_a_file_of_a_deep_method(

@@ -136,7 +136,13 @@ class CentroidEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clust
         return tags
 
     def _points(
-        self, X: Any, sample_weight: Any = None, *, reset: bool, dtype: torch.dtype | None = None
+        self,
+        X: Any,
+        sample_weight: Any = None,
+        *,
+        reset: bool,
+        dtype: torch.dtype | None = None,
+        check: bool = True,
     ) -> Points:
         if self.metric not in METRICS:
             raise ValueError(f"metric: got {self.metric!r}; it takes {either(METRICS)}")
@@ -149,6 +155,7 @@ class CentroidEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clust
             unit=self.metric == "cosine",
             backend=self.backend,
             reset=reset,
+            check=check,
         )
 
     def _shared_rng(self, points: Points) -> RandomState:
@@ -180,7 +187,6 @@ class CentroidEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clust
         check_n_clusters(self.n_clusters, points.ranks.total)
         check_integer("max_iter", self.max_iter, 1)
         check_at_least_zero("tol", self.tol)
-        given = not isinstance(self.init, str) and not callable(self.init)
         if isinstance(self.init, str) and self.init not in SEEDINGS:
             raise ValueError(
                 f"init: got {self.init!r}; it takes {either(SEEDINGS)}, an array of centroids, or a"
@@ -188,7 +194,7 @@ class CentroidEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clust
             )
         self._tol = self.tol * points.variance() if self.tol > 0 else 0.0
         if isinstance(self.n_init, str) and self.n_init == "auto":
-            by_chance = callable(self.init) or (not given and self.init == "random")
+            by_chance = callable(self.init) or (not self._starts_given and self.init == "random")
             self._n_init = n_drawn if by_chance else 1
             return
         try:
@@ -196,7 +202,7 @@ class CentroidEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clust
         except ValueError as error:
             raise ValueError(f"{error}, or 'auto'") from None
         self._n_init = int(self.n_init)
-        if given and self._n_init != 1:
+        if self._starts_given and self._n_init != 1:
             warnings.warn(
                 "Explicit initial center position passed: performing only one init, not"
                 f" n_init={self._n_init}",
@@ -204,6 +210,11 @@ class CentroidEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clust
                 stacklevel=3,
             )
             self._n_init = 1
+
+    @property
+    def _starts_given(self) -> bool:
+        """Whether `init` is centroids."""
+        return not isinstance(self.init, str) and not callable(self.init)
 
     def _start(self, X: Any, points: Points, rng: RandomState) -> Tensor:
         """Centroids (K, D) to start from, by `init`."""

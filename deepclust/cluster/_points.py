@@ -72,6 +72,22 @@ class Nearest(NamedTuple):
     sq_dist: Column
 
 
+class Scatter(NamedTuple):
+    """How far all rows lie from their mean."""
+
+    mean: Tensor  # (D,) in float64
+    sq_dist: float  # sum_i ||x_i - mean||^2
+
+    def within(self, sums: Tensor, counts: Tensor, centroids: Tensor) -> float:
+        """The inertia, of sums (K, D) and counts (K,) of the rows of each label.
+
+        sum_i ||x_i - mu_{labels_i}||^2 = sq_dist + sum_j m_j . (n_j m_j - 2 (S_j - n_j mean)), with
+        m_j = mu_j - mean.
+        """
+        m, n = centroids.double() - self.mean, counts.unsqueeze(1)
+        return self.sq_dist + float((m * (n * m - 2 * (sums - n * self.mean))).sum())
+
+
 class Points:
     """Rows (N, D) in float32 or float64 on a device, and their weights.
 
@@ -79,8 +95,8 @@ class Points:
     its free memory can hold. Others are read in each pass, in a thread that is a block ahead of the
     kernels. Sums are added up block by block, and blocks on the CPU are cut by the width alone, so
     that results have the same bits whatever the rows lie in, and for any number of threads. Lloyd's
-    sums alone, which come from changes where rows are in memory, are a file's up to rounding in
-    float64.
+    sums alone, which come from changes where rows are in memory, and the inertia, which comes from
+    them, are a file's up to rounding.
 
     Args:
         source: What the rows lie in.
@@ -92,6 +108,11 @@ class Points:
         backend: Of the kernels.
         ranks: The processes that share the rows, of which these are a part. What is found in all
             rows is then that of the whole, and rows have its numbers.
+        check: Whether rows that lie in memory as they are wanted are checked now; else `check`
+            does so, or `round` in the pass that it makes.
+
+    Attributes:
+        scatter: Of all rows, once it is known.
 
     Raises:
         ValueError: If a row has NaN or Inf, or is zero where it is to be divided by its length; if
@@ -109,6 +130,7 @@ class Points:
         sample_weight: Any,
         backend: str,
         ranks: Ranks | None = None,
+        check: bool = True,
     ) -> None:
         self._source = source
         self.width = source.shape[1]
@@ -120,9 +142,10 @@ class Points:
         whole = None
         if hold and not self.held:
             whole = torch.empty(source.shape, dtype=dtype, device=device)
-        self._n = 0
+        self._n = source.shape[0] if self.held else 0
+        self._checked = check or not self.held
         first = 0 if ranks is None else ranks.start
-        for rows, x in self.blocks():
+        for rows, x in self.blocks() if self._checked else ():
             self._n = rows.stop
             _checks.check_finite("X", x, first + rows.start)
             if unit and not bool((nonzero := x.any(1)).all()):
@@ -134,6 +157,7 @@ class Points:
             self._source, self.held = Dense(whole), True
         self._rounded: Rounded | None = None
         self._worth_rounding = True
+        self.scatter: Scatter | None = None
         self.ranks = Ranks(self._n) if ranks is None else ranks
         self.weight = _weight(sample_weight, self._n, dtype, device, ranks is not None)
 
@@ -158,16 +182,29 @@ class Points:
                 yield slice(start, start + len(x)), x
                 start += len(x)
 
+    def check(self) -> None:
+        """Refuse NaN and Inf, where that was left for later."""
+        if not self._checked:
+            for rows, x in self.blocks():
+                _checks.check_finite("X", x, self.ranks.start + rows.start)
+            self._checked = True
+
     def round(self, centroids: Tensor, labels: Tensor) -> Rounded | None:
-        """Round all rows to integers, and meanwhile assign them.
+        """Round all rows to integers, and meanwhile assign them, check them and see their scatter.
 
         Not where they were rounded before, or it was not worth it.
         """
         x = self.in_memory
         if self._rounded is not None or not self._worth_rounding or x is None:
             return None
-        self._rounded = Rounded(x, centroids, labels, self.backend)
-        return self._rounded
+        found = Rounded(x, centroids, labels, self.backend)
+        if math.isfinite(found.scatter):
+            self._checked = True
+            if self.ranks.size == 1:
+                self.scatter = Scatter(found.sums.sum(0) / len(x), found.scatter)
+        self.check()
+        self._rounded = found
+        return found
 
     @property
     def rounded(self) -> Rounded | None:
@@ -230,6 +267,7 @@ class Points:
         other = copy.copy(self)
         other._source = Dense(x) if isinstance(x, Tensor) else x
         other._n, other.held, other.weight = other._source.shape[0], True, weight
+        other._rounded, other._worth_rounding, other.scatter = None, True, None
         other.ranks = Ranks(other._n)
         return other
 
@@ -378,6 +416,7 @@ def as_points(
     unit: bool,
     backend: str,
     reset: bool,
+    check: bool = True,
 ) -> Points:
     """Check the data of fit (reset) or of predict as scikit-learn does, and read them as points.
 
@@ -391,6 +430,7 @@ def as_points(
         unit: Whether rows are divided by their length.
         backend: Of the kernels.
         reset: Whether X tells how wide rows are.
+        check: Whether NaN and Inf are refused now, or may be later: see `Points.check`.
 
     Raises:
         ValueError: If X is not (N, D), is empty, has another width than the fitted one, NaN or Inf,
@@ -410,7 +450,7 @@ def as_points(
             }
         )
     else:
-        points = _points_of(estimator, X, sample_weight, dtype, **options)
+        points = _points_of(estimator, X, sample_weight, dtype, check=check, **options)
     if points.weight is not None and not points.mass > 0:
         raise ValueError("sample_weight: got zeros; it takes at least one non-zero weight")
     return points
@@ -427,6 +467,7 @@ def _points_of(
     backend: str,
     reset: bool,
     ranks: Ranks | None = None,
+    check: bool = True,
 ) -> Points:
     least = 1 if ranks is None else 0  # of this process's rows
     X = opened(X)
@@ -468,6 +509,7 @@ def _points_of(
         sample_weight=sample_weight,
         backend=backend,
         ranks=ranks,
+        check=check,
     )
 
 

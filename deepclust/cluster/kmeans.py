@@ -116,7 +116,8 @@ class KMeans(CentroidEstimator):
             ConvergenceWarning: If max_iter ends the iterations, or fewer than K clusters have rows.
         """
         X = opened(X)
-        points = self._points(X, sample_weight, reset=True)
+        # Where no start has to be found, the first iteration is the first that reads X.
+        points = self._points(X, sample_weight, reset=True, check=not self._starts_given)
         rng = self._shared_rng(points)
         self._check_parameters(points, n_drawn=10)
         if self.algorithm not in ALGORITHMS:
@@ -134,7 +135,8 @@ class KMeans(CentroidEstimator):
                 if self.verbose:
                     print("Initialization complete")
                 found = lloyd(points, centroids, self.max_iter, self._tol, **options)
-                if best is None or found.inertia < best.inertia:
+                # Of starts that end alike the first is kept, whatever rounding makes of the others.
+                if best is None or found.inertia < (1 - 1e-9) * best.inertia:
                     best = found
         except (KeyboardInterrupt, OSError):
             if best is not None:
@@ -150,8 +152,7 @@ class KMeans(CentroidEstimator):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        counts = points.ranks.sum(best.labels.counts(self.n_clusters))
-        if (n_found := int((counts > 0).sum())) < self.n_clusters:
+        if (n_found := int((best.counts > 0).sum())) < self.n_clusters:
             warnings.warn(
                 f"Number of distinct clusters ({n_found}) found smaller than n_clusters"
                 f" ({self.n_clusters}). Possibly due to duplicate points in X.",

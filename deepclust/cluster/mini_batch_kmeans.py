@@ -130,7 +130,9 @@ class MiniBatchKMeans(CentroidEstimator):
             KeyboardInterrupt: After Ctrl-C; the centroids are kept, as they are after any error.
         """
         X = opened(_unshared(X))
-        points = self._points(X, sample_weight, reset=True)
+        # Where no start has to be found, rows are checked as they are read: all are, for labels.
+        late = self._starts_given and self.compute_labels
+        points = self._points(X, sample_weight, reset=True, check=not late)
         self._check_parameters(points, n_drawn=3)
         rng = check_random_state(self.random_state)
         state = _State(self._best_start(X, points, rng))
@@ -140,7 +142,7 @@ class MiniBatchKMeans(CentroidEstimator):
         try:
             for batch in itertools.islice(points.batches(self._batch_size, rng), n_steps):
                 before = state.centroids
-                inertia = self._step(state, batch, rng) / batch.mass
+                inertia = self._step(state, batch, rng, points) / batch.mass
                 step += 1
                 moved = 0.0
                 if self._tol > 0:
@@ -184,7 +186,7 @@ class MiniBatchKMeans(CentroidEstimator):
         else:
             counts = torch.from_numpy(self._counts).to(points.device)
             state = _State(self._fitted(points), counts, self._n_since_reassignment)
-        self._step(state, points, self._random_state)
+        self._step(state, points, self._random_state, points)
         self._adopt(state)
         self.n_steps_ += 1
         if self.compute_labels:
@@ -238,9 +240,14 @@ class MiniBatchKMeans(CentroidEstimator):
                 X = X[rows] if hasattr(X, "shape") else points.take(np.arange(len(points)))
         return self._start(X, points, rng)
 
-    def _step(self, state: _State, batch: Points, rng: RandomState) -> float:
-        """Move the centroids by one batch; its inertia before that, in squared distances."""
+    def _step(self, state: _State, batch: Points, rng: RandomState, points: Points) -> float:
+        """Move the centroids by one batch of points; its inertia before that, in squared distances.
+
+        Rows with NaN or Inf move nothing.
+        """
         found = batch.step(state.centroids, state.counts) or _step_by_parts(batch, state)
+        if not math.isfinite(found[0]):
+            points.check()
         inertia, state.centroids, state.counts = found
         state.n_since_reassignment += len(batch)
         fewest, most = (float(count) for count in state.counts.aminmax())
@@ -288,8 +295,11 @@ class MiniBatchKMeans(CentroidEstimator):
 
     def _label(self, points: Points) -> None:
         labels, sq_dist = points.assign(self._fitted(points))
+        inertia = points.total(sq_dist)
+        if not math.isfinite(inertia):
+            points.check()
         self.labels_ = labels.array()
-        self.inertia_ = self._inertia(points.total(sq_dist))
+        self.inertia_ = self._inertia(inertia)
 
 
 def _unshared(X: Any) -> Any:
