@@ -271,7 +271,7 @@ py::object kmeans_step(const MatrixArgument& x, const MatrixArgument& mu, int64_
     });
 }
 
-// n_open.
+// n_open, scatter.
 std::pair<int64_t, double> kmeans_round(const MatrixArgument& x, const MatrixArgument& mu,
                                         int64_t n, int64_t d, int64_t k, const std::string& dtype,
                                         Address rounded, Address labels, Address sums,

@@ -108,8 +108,8 @@ class Points:
         backend: Of the kernels.
         ranks: The processes that share the rows, of which these are a part. What is found in all
             rows is then that of the whole, and rows have its numbers.
-        check: Whether rows that lie in memory as they are wanted are checked now; else `check`
-            does so, or `round` in the pass that it makes.
+        check: Whether rows that lie in memory as they are wanted, on the CPU, are checked now; else
+            `check` does so, or `round` in the pass that it makes.
 
     Attributes:
         scatter: Of all rows, once it is known.
@@ -143,7 +143,7 @@ class Points:
         if hold and not self.held:
             whole = torch.empty(source.shape, dtype=dtype, device=device)
         self._n = source.shape[0] if self.held else 0
-        self._checked = check or not self.held
+        self._checked = check or not self.held or device.type != "cpu"
         first = 0 if ranks is None else ranks.start
         for rows, x in self.blocks() if self._checked else ():
             self._n = rows.stop
