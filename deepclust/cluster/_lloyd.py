@@ -103,9 +103,8 @@ class _Passes:
         if points.over_all(self._x is None) > 0:  # all processes add up changes, or none
             self._x = None
         self._may_round = self._x is not None and Rounded.runs(self._x, points.backend)
-        runs = self._x is not None and Following.runs(self._x, points.backend)
-        if self._may_round and n_clusters <= self.FEW_CLUSTERS:
-            runs = False
+        pays = not self._may_round or n_clusters > self.FEW_CLUSTERS
+        runs = pays and self._x is not None and Following.runs(self._x, points.backend)
         self._may_follow = points.over_all(not runs) == 0
         if not self._may_round:
             points.check()
